@@ -38,10 +38,10 @@ def dumps(x: Any, indent: int | None = None) -> str: # standard JSON, keys in or
     return json.dumps(jsonable(x), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent,
                       separators=(",", ":") if indent is None else None)
 
-# %% ../../nbs/core/result.ipynb #9a1c7e58
+# %% ../../nbs/core/result.ipynb #411223c9
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B7280"
 
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9CA3AF", "axes.labelcolor": "#374151",
+STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9CA3AF", "axes.labelcolor": "#374151",
          "xtick.color": "#4B5563", "ytick.color": "#4B5563", "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold",
          "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.frameon": False, "legend.fontsize": 9,
          "font.family": ["DejaVu Sans"], "svg.hashsalt": "mlnb", "svg.fonttype": "none", "figure.dpi": 110}
