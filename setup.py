@@ -23,7 +23,6 @@ setup(
     description=cfg["description"],
     author=cfg["author"],
     license=cfg["license"],
-    license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

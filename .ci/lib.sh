@@ -41,7 +41,7 @@ make_venv() {
 # pip_install FOLDER ARGUMENT...: says nothing unless something is wrong
 pip_install() {
     venv=$1; shift
-    PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/pip" install --quiet --no-input "$@" </dev/null
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/pip" install -qq --no-input "$@" </dev/null
 }
 
 # stamp WORD...: changes when the declaration of the package, the place or the words change
