@@ -46,6 +46,6 @@ def chromium() -> str:
 @pytest.fixture
 def run(root: Path):
     "Run a Python script or module of the repository and return what it did: `run('.ci/readme', '--check')`"
-    def run(*args: str, cwd: Path = root) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    def run(*args: object, cwd: Path = root, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, input=input, capture_output=True, text=True, timeout=600)
     return run
