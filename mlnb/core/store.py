@@ -154,8 +154,10 @@ def open_store(where: str | os.PathLike[str], # a folder, or sqlite:///folder; m
         raise WorkspaceError(f"{store.file} cannot be written ({getattr(e, 'orig', e)}); check its permissions, or open it with read_only=True") from e
     return store
 
-# %% ../../nbs/core/store.ipynb #3969692a
-def artefact_path(store: Store, sha: str) -> Path: return store.path / "artefacts" / sha
+# %% ../../nbs/core/store.ipynb #e130d14d
+def artefact_path(store: Store, sha: str) -> Path:
+    "Where the content with this hash is kept"
+    return store.path / "artefacts" / sha
 
 def put(store: Store,  # where to keep it
         data: bytes,   # the content
