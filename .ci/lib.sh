@@ -27,15 +27,19 @@ apt_install() {
     $root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@" >/dev/null
 }
 
-# make_venv FOLDER PYTHON: a virtual environment that works, kept if it already does
+# usable FOLDER: a virtual environment is there, works, and was not moved or copied from elsewhere (its commands would use the old place)
+usable() { "$1/bin/pip" --version >/dev/null 2>&1 && [ "$(cat "$1/.place" 2>/dev/null || pwd)" = "$(pwd)" ]; }
+
+# make_venv FOLDER PYTHON: a virtual environment, kept if there is a usable one
 make_venv() {
-    "$1/bin/pip" --version >/dev/null 2>&1 && return 0
+    usable "$1" && return 0
     if ! "$2" -c 'import ensurepip, venv' 2>/dev/null; then
         package=python$("$2" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv
         apt_install "$package" || die "$2 cannot make virtual environments. On Debian or Ubuntu run" \
             "'apt-get install $package' as root (elsewhere: install the venv and ensurepip modules), then this command again."
     fi
     "$2" -m venv --clear "$1"
+    pwd >"$1/.place"
 }
 
 # pip_install FOLDER ARGUMENT...: says nothing unless something is wrong
