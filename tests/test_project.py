@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -169,7 +170,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stderr
         return folder / done.stdout.split()[-1]
     source = made("build_sdist", tree)
-    shutil.unpack_archive(source, folder / "unpacked", filter="data")
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian 12 has Python 3.11.2, which does not know it
+    shutil.unpack_archive(source, folder / "unpacked", **safely)
     return made("build_wheel", folder / "unpacked" / source.name.removesuffix(".tar.gz"))
 
 
