@@ -1,0 +1,165 @@
+"Properties of profiles: exact counts, merging, and JSON"
+import math
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlnb.core.errors import ParameterError, SchemaError
+from mlnb.core.profile import BLOCK, EXTRA, Profile, bin_edges, count_numbers, merge_moments, profile
+
+SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, 2.0, 5e-324, 1.7e308, -1.7e308, float(np.nextafter(1.0, 0)), float(np.nextafter(1.0, 2))])
+NUMBERS = st.lists(SPECIAL | st.floats() | st.integers(-3, 3).map(float), max_size=60)
+LEVELS = st.lists(st.sampled_from(["a", "b", "c", "", "é", "nan", "None"]) | st.none() | st.text(max_size=3), max_size=60)
+BINS = st.sampled_from([2, 4, 256])
+
+
+def table(numbers, levels):
+    n = min(len(numbers), len(levels))
+    return pd.DataFrame({"x": np.array(numbers[:n], float), "c": pd.Categorical(pd.Series(levels[:n], dtype=object)),
+                         "b": pd.array([None if v is None else v < "b" for v in levels[:n]], dtype="boolean"), "t": pd.Series(levels[:n], dtype=object).map(lambda v: v and "2013-07-01")})
+
+
+def chunks(frame, cuts):
+    at = sorted({0, len(frame), *(c % (len(frame) + 1) for c in cuts)})
+    return [frame[i:j] for i, j in zip(at, at[1:], strict=False)]
+
+
+def same(a, b):
+    "Counts equal, moments to rounding"
+    assert a.n == b.n and list(a.columns) == list(b.columns)
+    for name in a.columns:
+        p, q = a[name], b[name]
+        if name == "x":
+            assert np.array_equal(p.counts, q.counts) and (p.nulls, p.neg_inf, p.pos_inf, p.low, p.high) == (q.nulls, q.neg_inf, q.pos_inf, q.low, q.high)
+            size = max(abs(p.low or 0), abs(p.high or 0))
+            assert p.mean == pytest.approx(q.mean, rel=1e-12, abs=1e-14 * size)
+            with np.errstate(over="ignore"): assert p.m2 == q.m2 or p.m2 == pytest.approx(q.m2, rel=1e-9, abs=float(1e-13 * np.float64(size) ** 2 * max(p.finite, 1)))
+        else: assert p == q
+
+
+@settings(max_examples=150, deadline=None)
+@given(NUMBERS, LEVELS, NUMBERS, LEVELS, BINS, st.lists(st.integers(0, 60), max_size=6))
+def test_merge_of_any_chunks_is_one_pass(ref_x, ref_c, cur_x, cur_c, bins, cuts):
+    reference = profile(table(ref_x, ref_c), bins=bins)
+    current = table(cur_x, cur_c)
+    whole = profile(current, like=reference)
+    parts = [profile(c, like=reference) for c in chunks(current, cuts)]
+    same(reduce(add, parts, reference.empty()), whole)
+    same(reduce(add, parts[::-1], reference.empty()), whole)
+    if len(parts) > 2: same((parts[0] + parts[1]) + parts[2], parts[0] + (parts[1] + parts[2]))
+    assert whole + whole.empty() == whole == whole.empty() + whole
+    assert Profile.from_json(whole.to_json()) == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(NUMBERS, NUMBERS, BINS)
+def test_counts_are_exact(reference, values, bins):
+    edges = bin_edges(np.array(reference, float), bins)
+    assert np.isfinite(edges).all() and (np.diff(edges) > 0).all() and len(edges) <= 2 * bins + 2
+    x = np.array(values, float)
+    p = count_numbers(x, edges)
+    finite = x[np.isfinite(x)]
+    assert p.counts.tolist() == np.bincount(np.searchsorted(edges, finite, side="left"), minlength=len(edges) + 1).tolist()
+    assert (p.nulls, p.neg_inf, p.pos_inf, p.n) == (np.isnan(x).sum(), (x == -np.inf).sum(), (x == np.inf).sum(), len(x))
+    assert (p.low, p.high) == ((finite.min(), finite.max()) if len(finite) else (None, None))
+
+
+@given(NUMBERS)
+def test_outer_bins_are_empty_in_the_reference(values):
+    p = profile({"x": np.array([*values, 1.0])})["x"]
+    outer = [p.counts[-1]] if p.edges[0] == p.low else [p.counts[0], p.counts[-1]]  # nothing lies below the least float
+    assert not any(outer)
+
+
+def test_atoms_have_a_bin_of_their_own():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=5_000), np.zeros(3_000), np.full(2_000, -1.0)])
+    p = profile({"x": x})["x"]
+    bins = dict(zip(p.edges, p.counts, strict=False))
+    assert bins[0.0] == 3_000 and bins[-1.0] == 2_000
+    assert p.counts[np.diff(p.edges, prepend=-np.inf, append=np.inf) > 1e-9].max() <= 10_000 / 256 + 1
+
+
+def test_blocks_and_strides_and_dtypes():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=5 * BLOCK + 123)
+    edges = bin_edges(x)
+    expected = count_numbers(x, edges)
+    assert expected.counts.tolist() == np.histogram(x, [-np.inf, *np.nextafter(edges, np.inf), np.inf])[0].tolist()
+    assert count_numbers(np.repeat(x, 2)[::2], edges) == expected
+    assert expected.mean == pytest.approx(x.mean(), abs=1e-15) and expected.sd == pytest.approx(x.std(), rel=1e-14)
+    for dtype in ("float32", "int16", "int64", "uint8"):
+        y = (np.abs(x) * 50).astype(dtype)
+        assert count_numbers(y, edges) == count_numbers(y.astype(float), edges)
+
+
+def test_large_reference_uses_a_stride_and_all_extremes():
+    x = np.arange(1_000_001.0)
+    x[777_777] = -5.0
+    edges = bin_edges(x)
+    assert edges[1] == -5.0 and edges[-1] == 1_000_000
+    counts = count_numbers(x, edges).counts
+    assert counts.sum() == len(x) and abs(counts[3:-1] - len(x) / 256).max() < 20
+
+
+def test_moments_of_numbers_far_from_zero():
+    x = 1e12 + np.random.default_rng(0).normal(size=200_000)
+    whole = count_numbers(x, np.array([1e12]))
+    assert whole.sd == pytest.approx(float((x - 1e12).std()), rel=1e-6)  # 2^-52 * 1e12 is 2e-4
+    assert merge_moments(np.array([0.0]), np.array([5.0]), np.array([1.0])) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("n", [EXTRA - 1, EXTRA, 4 * EXTRA])
+def test_levels_beyond_the_cap_merge_exactly(n):
+    rng = np.random.default_rng(0)
+    reference = profile({"c": ["a", "b"] * 30})
+    frame = pd.DataFrame({"c": [f"id {i}" for i in rng.integers(0, n, 4 * n)]})
+    whole = profile(frame, like=reference)
+    parts = [profile(frame[i::7], like=reference) for i in range(7)]
+    assert sum(parts) == whole == sum(parts[::-1])
+    p = whole["c"]
+    counts = frame["c"].value_counts()
+    assert p.n_extra == 4 * n and len(p.extra) == min(EXTRA, len(counts)) and all(counts[k] == v for k, v in p.extra.items())
+    assert p.named == (len(counts) <= EXTRA)
+
+
+@pytest.mark.parametrize("dtype", ["object", "string", "category", "str"])
+def test_levels_of_every_text_dtype(dtype):
+    reference = profile({"c": pd.Series(["a", "b", None, "b"] * 5, dtype=object)})
+    p = profile({"c": pd.Series(["b", None, "new"], dtype=object).astype(dtype if dtype != "str" else "object")}, like=reference)["c"]
+    assert (p.levels, p.counts.tolist(), p.extra, p.nulls) == (("b", "a"), [1, 0], {"new": 1}, 1)
+
+
+def test_levels_that_are_numbers():
+    reference = profile({"c": pd.Categorical([1, 2, 2])})
+    p = profile({"c": pd.Series([2.0, 1.0, np.nan, 3.0])}, like=reference)["c"]
+    assert (p.levels, p.counts.tolist(), p.extra, p.nulls) == (("2", "1"), [1, 1], {"3": 1}, 1)
+    with pytest.raises(SchemaError, match="'c' was categorical"): profile({"c": ["1", "2"]}, like=reference)
+
+
+def test_times_and_lengths():
+    times = pd.to_datetime(["2013-07-01", "2013-07-02", None])
+    reference = profile({"t": times})
+    for unit in ("s", "ms", "us", "ns"):
+        assert profile({"t": times.as_unit(unit).tz_localize("UTC").tz_convert("America/New_York")}, like=reference) == reference
+    assert profile({"t": ["2013-07-01", "2013-07-02T00:00:00Z", None]}, like=reference) == reference
+    assert reference["t"].low == 1372636800
+    text = [f"{i:0{1 + i % 30}d} note" for i in range(100)]
+    lengths = profile({"s": text})["s"]
+    assert lengths.kind == "text" and lengths.mean == pytest.approx(np.mean([len(t) for t in text]))
+
+
+def test_refusals():
+    frame = pd.DataFrame({"x": [1.0, 2.0], "c": ["a", "b"]})
+    reference = profile(frame)
+    for other, what in ((profile(frame[["x"]]), "same columns"), (profile(frame * 2), "different bins"), (profile(frame.assign(c="b")), "different levels"), (3, "same columns")):
+        with pytest.raises(ParameterError, match=what): reference + other
+    with pytest.raises(SchemaError) as e: profile({"x": ["a"], "c": [1]}, like=reference)
+    assert [p.column for p in e.value.problems] == ["x", "c"]
+    with pytest.raises(SchemaError, match="more than once"): profile(pd.DataFrame([[1, 2]], columns=["a", "a"]))
+    with pytest.raises(ParameterError, match="newer"): Profile.from_dict(reference.to_dict() | {"version": 99})
