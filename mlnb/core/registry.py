@@ -168,7 +168,7 @@ def _kept(frame: pd.DataFrame, y: Any, time: Any) -> bytes:
     data.to_parquet(out, compression="zstd", index=False)
     return out.getvalue()
 
-# %% ../../nbs/core/registry.ipynb #30ae0bed
+# %% ../../nbs/core/registry.ipynb #5b695141
 def _describe(model: Any, X: Any, schema: Schema | None) -> dict[str, Any]:
     "What is known of a model before it is kept; raises one MlnbError that says all that is wrong"
     frame = as_frame(X)
@@ -181,7 +181,7 @@ def _describe(model: Any, X: Any, schema: Schema | None) -> dict[str, Any]:
     said = said if argmax else outputs_of(model, X, classes, False)
     outputs = Schema.capture(said)
     return {"frame": frame, "schema": schema, "task": task, "classes": classes, "data": data, "argmax": argmax,
-            "outputs": outputs, "profile": profile(frame[list(schema.names)].assign(**{c: said[c].to_numpy() for c in said}))}
+            "outputs": outputs, "profile": profile(frame[list(schema.names)].assign(**{str(c): said[c].to_numpy() for c in said}))}
 
 # %% ../../nbs/core/registry.ipynb #73460c20
 def register(ws: Workspace,

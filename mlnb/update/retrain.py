@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['history_until', 'span', 'fingerprint', 'split', 'features', 'fit', 'RetrainResult', 'answers', 'truth', 'retrain']
+__all__ = ['LEAST', 'history_until', 'span', 'fingerprint', 'split', 'features', 'fit', 'RetrainResult', 'answers', 'truth',
+           'retrain']
 
 # %% ../../nbs/update/retrain.ipynb #fe58366f
 def history_until(dep: Deployment,
@@ -68,25 +69,26 @@ def fingerprint(rows: pd.DataFrame) -> str: # 16 hex digits, the same for the sa
     for name in rows: digest.update(pd.util.hash_array(rows[name].to_numpy(), categorize=True).tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/update/retrain.ipynb #2afb63c5
+# %% ../../nbs/update/retrain.ipynb #b6861fbf
+LEAST = 50  # labelled rows in either part
+
 def split(dep: Deployment, rows: pd.DataFrame, until: TimeLike, holdout: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Older rows to train on, and the last `holdout` before `until` to compare on; raises SchemaError if either cannot serve"
     cut = clock.timestamp(clock.micros(until, "until")) - span(holdout)
     train, hold = rows[rows["at"] < cut], rows[rows["at"] >= cut]
     problems = []
-    for name, part, least in (("training rows", train, 50), ("hold-out", hold, 50)):
-        if len(part) < least: problems.append(Problem(None, "empty", f"the {name} have {len(part)} labelled rows by {until}, and {least} is the least"
-                                                                     f"{'; give a longer holdout' if part is hold else ''}"))
+    for name, part, hint in (("training part", train, "wait for labels, or give a longer window"), ("hold-out", hold, "wait for labels, or give a longer holdout")):
+        if len(part) < LEAST: problems.append(Problem(None, "empty", f"the {name} has {len(part)} labelled rows by {until}, and {LEAST} is the least; {hint}"))
         elif dep.first.task != "regression" and part["y_true"].nunique() < 2:
-            problems.append(Problem("y_true", "unseen", f"the {name} have only one class, {part['y_true'].iloc[0]!r}"))
+            problems.append(Problem("y_true", "unseen", f"the {name} has only one class, {part['y_true'].iloc[0]!r}"))
     if problems: raise SchemaError(problems, "data for retraining")
     return train, hold
 
-# %% ../../nbs/update/retrain.ipynb #ff1e5121
+# %% ../../nbs/update/retrain.ipynb #3bfddcbb
 def features(schema: Schema, rows: pd.DataFrame) -> pd.DataFrame: # the columns of the schema, categories with the levels found in the rows
     "Rows of the log as an estimator is trained on them"
     import pandas as pd
-    out = {}
+    out: dict[str, Any] = {}
     for c in schema.columns:
         if c.kind == "categorical" and c.dtype == "category":
             out[c.name] = pd.Categorical(rows[c.name], categories=sorted(rows[c.name].dropna().unique()))
