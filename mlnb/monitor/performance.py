@@ -39,7 +39,7 @@ def mean_estimate(losses: np.ndarray, # shape (n,), n >= 2
     value = losses.mean()
     return Estimate(float(value), (losses - value) / np.sqrt(len(losses) * (len(losses) - 1)))
 
-# %% ../../nbs/monitor/performance.ipynb #a15911f8
+# %% ../../nbs/monitor/performance.ipynb #198aee44
 def spread(influence: np.ndarray,            # shape (n,)
            blocks: np.ndarray | None = None, # shape (n,): rows with the same value are correlated; None: rows are independent
            ) -> tuple[float, int]:           # standard error, degrees of freedom
@@ -48,6 +48,7 @@ def spread(influence: np.ndarray,            # shape (n,)
     sums = np.bincount(np.unique(blocks, return_inverse=True)[1], influence)
     return float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))), len(sums) - 1
 
+# %% ../../nbs/monitor/performance.ipynb #d39dca79
 def t_interval(value: float,            # the estimate
                error: float,            # its standard error
                freedom: int,            # degrees of freedom
@@ -58,7 +59,7 @@ def t_interval(value: float,            # the estimate
     reach = float(stdtrit(freedom, .5 + level / 2)) * error
     return value - reach, value + reach
 
-# %% ../../nbs/monitor/performance.ipynb #c218a27b
+# %% ../../nbs/monitor/performance.ipynb #7d56a5c9
 def log_loss_binary(y: np.ndarray, p: np.ndarray) -> Estimate: # y in {0, 1}, p = P(y = 1)
     "Mean of -log of the probability given to what happened"
     q = np.where(y == 1, p, 1 - p)
@@ -68,6 +69,7 @@ def log_loss_classes(y: np.ndarray, p: np.ndarray) -> Estimate: # y codes 0..k-1
     "The same for many classes"
     return mean_estimate(-np.log(np.maximum(p[np.arange(len(y)), y], np.finfo(float).eps)))
 
+# %% ../../nbs/monitor/performance.ipynb #75faafb0
 def brier(y: np.ndarray, p: np.ndarray) -> Estimate: # y in {0, 1}, p = P(y = 1)
     "Mean squared error of a probability"
     return mean_estimate((p - y) ** 2)
@@ -76,6 +78,7 @@ def accuracy(y: np.ndarray, label: np.ndarray) -> Estimate: # codes of classes
     "Share of right labels"
     return mean_estimate((y == label).astype(float))
 
+# %% ../../nbs/monitor/performance.ipynb #fbf94ab2
 def bias(y: np.ndarray, x: np.ndarray) -> Estimate: # numbers, or y in {0, 1} and probabilities
     "How much too high the answers are on average"
     return mean_estimate(x - y)
@@ -96,7 +99,7 @@ def r2(y: np.ndarray, x: np.ndarray) -> Estimate: # y must not be constant
     a, b = mean_estimate((x - y) ** 2), mean_estimate((y - y.mean()) ** 2)
     return Estimate(1 - a.value / b.value, (a.value / b.value * b.influence - a.influence) / b.value)
 
-# %% ../../nbs/monitor/performance.ipynb #cb704755
+# %% ../../nbs/monitor/performance.ipynb #ecce1a58
 def placements(scores: np.ndarray, # shape (n,)
                others: np.ndarray, # shape (m,)
                ) -> np.ndarray:    # shape (n,), in [0, 1]
@@ -108,6 +111,7 @@ def placements(scores: np.ndarray, # shape (n,)
     out[order] = np.searchsorted(others, sorted_scores, "left") + np.searchsorted(others, sorted_scores, "right")
     return out / (2 * len(others))
 
+# %% ../../nbs/monitor/performance.ipynb #dc191fde
 def roc_auc(y: np.ndarray, p: np.ndarray) -> Estimate: # y in {0, 1}, at least two rows of each class
     "Area under the ROC curve with DeLong's variance"
     hit = y == 1
@@ -118,7 +122,7 @@ def roc_auc(y: np.ndarray, p: np.ndarray) -> Estimate: # y in {0, 1}, at least t
     influence[~hit] = (1 - placements(neg, pos) - value) / np.sqrt(len(neg) * (len(neg) - 1))
     return Estimate(float(value), influence)
 
-# %% ../../nbs/monitor/performance.ipynb #9fc2fdcf
+# %% ../../nbs/monitor/performance.ipynb #234e0c26
 class Metric(NamedTuple):
     "A metric and what is to know about it"
     estimate: Callable[[np.ndarray, np.ndarray], Estimate] # (truth, answer) -> value and influences
@@ -129,6 +133,7 @@ class Metric(NamedTuple):
     both: bool = False     # needs rows of both classes
     share: bool = False    # a share of rows: Wilson's interval
 
+# %% ../../nbs/monitor/performance.ipynb #942f2a05
 METRICS: dict[str, dict[str, Metric]] = {
     "binary": {"roc_auc": Metric(roc_auc, "score", "higher", 0, 1, both=True), "log_loss": Metric(log_loss_binary, "score", "lower", 0),
                "brier": Metric(brier, "score", "lower", 0, 1), "bias": Metric(bias, "score", "zero", -1, 1),
@@ -137,10 +142,11 @@ METRICS: dict[str, dict[str, Metric]] = {
     "regression": {"mae": Metric(mae, "value", "lower", 0), "rmse": Metric(rmse, "value", "lower", 0),
                    "r2": Metric(r2, "value", "higher", high=1), "bias": Metric(bias, "value", "zero")}}
 
-# %% ../../nbs/monitor/performance.ipynb #7ee6eae4
+# %% ../../nbs/monitor/performance.ipynb #27f0bb0e
 FEWEST = 10        # labelled rows, of each class where a metric compares classes
-FEWEST_BLOCKS = 5  # blocks for an interval; with five its coverage was found right
+FEWEST_BLOCKS = 5  # blocks for an interval; with five its coverage was found right (see `update.gate`)
 
+# %% ../../nbs/monitor/performance.ipynb #a0c4e51a
 def lacking(metric: Metric, # from METRICS
             y: np.ndarray,  # the labels that have arrived
             ) -> str:       # a reason, or an empty text when nothing is lacking
@@ -168,7 +174,7 @@ def wilson(value: float,             # the share
     centre, reach = value + z2 / (2 * n_eff), np.sqrt(z2 * (value * (1 - value) / n_eff + z2 / (4 * n_eff**2)))
     return float((centre - reach) / (1 + z2 / n_eff)), float((centre + reach) / (1 + z2 / n_eff))
 
-# %% ../../nbs/monitor/performance.ipynb #4bcf2016
+# %% ../../nbs/monitor/performance.ipynb #6d107d24
 class Measured(NamedTuple):
     "One metric of one set of rows"
     value: float | None = None # None when it cannot be measured
@@ -176,6 +182,7 @@ class Measured(NamedTuple):
     upper: float | None = None
     reason: str = ""           # why something is None
 
+# %% ../../nbs/monitor/performance.ipynb #1e8a60d9
 def measure(metric: Metric,                   # from METRICS
             y: np.ndarray,                    # truth, no nulls
             answer: np.ndarray,               # what `metric.needs`
@@ -192,13 +199,7 @@ def measure(metric: Metric,                   # from METRICS
     lower, upper = t_interval(value, error, freedom, level)
     return Measured(value, max(lower, metric.low), min(upper, metric.high))
 
-# %% ../../nbs/monitor/performance.ipynb #fc6f1d8c
-class Answers(NamedTuple):
-    "What was said and what happened, ready for the metrics"
-    y: np.ndarray             # truth: numbers, or codes of classes; arbitrary where not `known`
-    known: np.ndarray         # has the label arrived?
-    given: dict[str, np.ndarray] # "score", "label", "value" -> answers
-
+# %% ../../nbs/monitor/performance.ipynb #ce066b7a
 def _codes(values: Any, classes: Sequence[str], column: str, problems: list[str]) -> tuple[np.ndarray, np.ndarray]:
     "Classes as numbers, and where there is one"
     import pandas as pd
@@ -226,7 +227,7 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], problems: list[str], p
         problems.append(f"the probabilities {', '.join(map(repr, columns))} do not sum to 1 in {bad} rows")
     return out
 
-# %% ../../nbs/monitor/performance.ipynb #24dcb22b
+# %% ../../nbs/monitor/performance.ipynb #d841f759
 def _columns(y_true: str, y_pred: str | None, y_proba: str | Mapping[Any, str] | None, task: str) -> list[str]:
     "The columns that are asked for; raises ParameterError when they do not go with the task"
     if task not in METRICS: raise ParameterError(f"task={task!r} is unknown; known: {', '.join(METRICS)}")
@@ -237,6 +238,7 @@ def _columns(y_true: str, y_pred: str | None, y_proba: str | Mapping[Any, str] |
     proba = [] if y_proba is None else [y_proba] if isinstance(y_proba, str) else list(y_proba.values())
     return [y_true, *([y_pred] if y_pred else []), *proba]
 
+# %% ../../nbs/monitor/performance.ipynb #6e9b0589
 def _names(seen: set[str], classes: Sequence[Any], task: str) -> list[str]:
     "The classes as text; for a binary task with labels 0/1 or False/True they need not be given"
     from mlnb.core.registry import label_text
@@ -245,13 +247,20 @@ def _names(seen: set[str], classes: Sequence[Any], task: str) -> list[str]:
         if seen <= set(pair): return pair
     raise ParameterError(f"the labels are {', '.join(map(repr, sorted(seen)[:5]))}; give classes=[negative, positive]")
 
-# %% ../../nbs/monitor/performance.ipynb #60287b36
+# %% ../../nbs/monitor/performance.ipynb #b42482d9
+class Answers(NamedTuple):
+    "What was said and what happened, ready for the metrics"
+    y: np.ndarray             # truth: numbers, or codes of classes; arbitrary where not `known`
+    known: np.ndarray         # has the label arrived?
+    given: dict[str, np.ndarray] # "score", "label", "value" -> answers
+
 def _read_numbers(frame: pd.DataFrame, y_true: str, y_pred: str, problems: list[str]) -> Answers:
     "Truth and answers of a regression"
     known, y = frame[y_true].notna().to_numpy(), np.zeros(len(frame))
     y[known] = _numbers(frame.loc[known], [y_true], problems)[:, 0]
     return Answers(y, known, {"value": _numbers(frame, [y_pred], problems)[:, 0]})
 
+# %% ../../nbs/monitor/performance.ipynb #3dc2d16c
 def _read_classes(frame: pd.DataFrame, y_true: str, y_pred: str | None, proba: Sequence[str], names: Sequence[str], problems: list[str]) -> Answers:
     "Truth and answers of a classification"
     y, known = _codes(frame[y_true], names, y_true, problems)
@@ -287,24 +296,28 @@ def read_answers(frame: pd.DataFrame,                  # one row a prediction
     if problems: raise ParameterError("\n".join(["the table of answers cannot be used:", *(f"  - {p}" for p in problems)]))
     return answers
 
-# %% ../../nbs/monitor/performance.ipynb #4a4e9768
+# %% ../../nbs/monitor/performance.ipynb #a223ded9
+def _offset(chunk: str) -> pd.tseries.offsets.BaseOffset:
+    "A length of time as pandas understands it"
+    from pandas.tseries.frequencies import to_offset
+    try: offset = to_offset(chunk)
+    except ValueError: offset = None
+    if offset is not None and offset.n > 0: return offset
+    raise ParameterError(f"chunk={chunk!r} is not a length of time; give a pandas offset such as '7D', 'D', 'W-MON' or 'MS'")
+
+# %% ../../nbs/monitor/performance.ipynb #f5f69981
 def chunk_edges(at: pd.Series,    # times, UTC
                 chunk: str,       # a pandas offset such as "7D", "D" or "MS"
                 ) -> pd.DatetimeIndex: # k + 1 edges around k chunks [edge, next edge)
     "The borders of the chunks that cover `at`"
     import pandas as pd
-    from pandas.tseries.frequencies import to_offset
-    try: offset = to_offset(chunk)
-    except ValueError: offset = None
-    if offset is None or offset.n < 1:
-        raise ParameterError(f"chunk={chunk!r} is not a length of time; give a pandas offset such as '7D', 'D', 'W-MON' or 'MS'")
-    start = at.min().normalize()
+    offset, start = _offset(chunk), at.min().normalize()
     if not isinstance(offset, pd.offsets.Tick): start = offset.rollback(start)
     edges = [start]
     while edges[-1] <= at.max(): edges.append(edges[-1] + offset)
     return pd.DatetimeIndex(edges)
 
-# %% ../../nbs/monitor/performance.ipynb #1f1ce607
+# %% ../../nbs/monitor/performance.ipynb #09444b55
 def _times(frame: pd.DataFrame, at: str, needed: bool) -> pd.Series | None:
     "The times of the rows in UTC, or None when there are none and none are needed"
     import pandas as pd
@@ -314,6 +327,7 @@ def _times(frame: pd.DataFrame, at: str, needed: bool) -> pd.Series | None:
     if needed: raise ParameterError(f"chunks and blocks of time need the column {at!r}, which the frame lacks; name the column of times with at=...")
     return None
 
+# %% ../../nbs/monitor/performance.ipynb #bede0f42
 def _parts(at: pd.Series | None, n: int, chunk: str | None) -> list[tuple[str, Any, Any, np.ndarray]]:
     "Name, start, end and row numbers of each chunk"
     if at is None: return [("all", None, None, np.arange(n))]
@@ -338,11 +352,12 @@ class PerformanceReport(Result):
     def table(self) -> pd.DataFrame: return self.rows
     def plot(self, metric: str | None = None) -> Figure: return plot_performance(self, metric)
 
-# %% ../../nbs/monitor/performance.ipynb #dfc541f2
+# %% ../../nbs/monitor/performance.ipynb #86ee83bd
 def _number(r: Any) -> str:
     "A metric with its interval as text"
     return f"{r.value:.3f}" + (f" [{r.lower:.3f}, {r.upper:.3f}]" if r.lower is not None and r.lower == r.lower else "")
 
+# %% ../../nbs/monitor/performance.ipynb #68a3edd6
 def _breaches(rows: pd.DataFrame, limits: Mapping[str, float], task: str) -> list[str]:
     "The chunks that are certainly beyond their limit"
     out = []
@@ -354,6 +369,7 @@ def _breaches(rows: pd.DataFrame, limits: Mapping[str, float], task: str) -> lis
         if beyond: out.append(f"{r.metric} of {r.chunk} is {_number(r)}, certainly {'below' if better == 'higher' else 'beyond'} the limit {bound:g}")
     return out
 
+# %% ../../nbs/monitor/performance.ipynb #22eb8715
 def _summary(rows: pd.DataFrame) -> list[str]:
     "Labels, the main metric, and what could not be measured"
     first = rows[rows["metric"] == rows["metric"].iloc[0]]
@@ -365,13 +381,24 @@ def _summary(rows: pd.DataFrame) -> list[str]:
         out.append(f"{low.metric} lies between {_number(low)} ({low.chunk}) and {_number(high)} ({high.chunk})")
     return out + [f"{r.metric} of {r.chunk} is not measured: {r.reason}" for r in first[first["value"].isna()].itertuples()]
 
-# %% ../../nbs/monitor/performance.ipynb #c6b1e11c
+# %% ../../nbs/monitor/performance.ipynb #5e34de12
 def _check(task: str, level: float, limits: Mapping[str, float]) -> None:
     "Refuse parameters that no data could satisfy"
     if not 0 < level < 1: raise ParameterError(f"level={level!r} is not a confidence level; give one between 0 and 1 such as .95")
     if unknown := [m for m in limits if m not in METRICS.get(task, limits)]:
         raise ParameterError(f"limits has {', '.join(map(repr, unknown))}, which is no metric of a {task} task; known: {', '.join(METRICS[task])}")
 
+# %% ../../nbs/monitor/performance.ipynb #ee023a19
+def _chunk(part: tuple[str, Any, Any, np.ndarray], answers: Answers, task: str, level: float, blocks: np.ndarray | None) -> list[dict[str, Any]]:
+    "The rows of the table for one chunk"
+    name, start, end, rows = part
+    use = rows[answers.known[rows]]
+    head = {"chunk": name, "start": start, "end": end, "n": len(rows), "labelled": len(use), "share": len(use) / len(rows) if len(rows) else None}
+    own = None if blocks is None else blocks[use]
+    found = {m: measure(v, answers.y[use], answers.given[v.needs][use], level, own) for m, v in METRICS[task].items() if v.needs in answers.given}
+    return [{**head, "metric": m, **v._asdict(), **({} if len(rows) else {"reason": "no prediction"})} for m, v in found.items()]
+
+# %% ../../nbs/monitor/performance.ipynb #2f7d6785
 def performance(frame: pd.DataFrame,                      # one row a prediction
                 *, y_true: str,                           # column of labels, null where none has arrived
                 y_pred: str | None = None,                # column of predicted labels or numbers
@@ -391,18 +418,12 @@ def performance(frame: pd.DataFrame,                      # one row a prediction
     answers = read_answers(frame, y_true, y_pred, y_proba, task, classes)
     when = _times(frame, at, bool(chunk or block))
     blocks = None if block is None or when is None else chunk_edges(when, block).searchsorted(when, side="right")
-    out = []
-    for name, start, end, rows in _parts(when, len(frame), chunk):
-        use = rows[answers.known[rows]]
-        head = {"chunk": name, "start": start, "end": end, "n": len(rows), "labelled": len(use), "share": len(use) / len(rows) if len(rows) else None}
-        out += [{**head, "metric": m, **measure(metric, answers.y[use], answers.given[metric.needs][use], level, None if blocks is None else blocks[use])._asdict(),
-                 **({} if len(rows) else {"reason": "no prediction"})}
-                for m, metric in METRICS[task].items() if metric.needs in answers.given]
-    table = pd.DataFrame(out).astype(dict.fromkeys(("share", "value", "lower", "upper"), float))
+    rows = [row for part in _parts(when, len(frame), chunk) for row in _chunk(part, answers, task, level, blocks)]
+    table = pd.DataFrame(rows).astype(dict.fromkeys(("share", "value", "lower", "upper"), float))
     breaches = _breaches(table, limits, task)
     return PerformanceReport(table, bool(breaches), breaches + _summary(table), limits)
 
-# %% ../../nbs/monitor/performance.ipynb #c9e66d15
+# %% ../../nbs/monitor/performance.ipynb #83747601
 def plot_performance(report: PerformanceReport, # as from `performance`
                      metric: str | None = None, # which metric; None for the first
                      ) -> Figure:               # metric above, labels below
@@ -414,7 +435,7 @@ def plot_performance(report: PerformanceReport, # as from `performance`
     fig, (top, bottom) = figure(8, 4, nrows=2, sharex=True, height_ratios=[3, 1])
     top.fill_between(rows.index, rows["lower"], rows["upper"], color=BLUE, alpha=.2, lw=0)
     top.plot(rows.index, rows["value"], color=BLUE, marker="o")
-    if len(rows) == 1: top.errorbar([0], rows["value"], [rows["value"] - rows["lower"], rows["upper"] - rows["value"]], color=BLUE, capsize=4)
+    if len(rows) == 1: top.errorbar([0], rows["value"], rows[["value", "upper"]].to_numpy().T - rows[["lower", "value"]].to_numpy().T, color=BLUE, capsize=4)
     if metric in report.limits:
         for bound in {report.limits[metric], -report.limits[metric] if metric == "bias" else report.limits[metric]}: top.axhline(bound, color=ORANGE, ls="--")
     top.set(ylabel=metric, title=f"{metric} by {'chunk' if len(rows) > 1 else 'window'}")

@@ -33,7 +33,7 @@ def gain(metric: Metric,         # from METRICS, with better = "higher" or "lowe
     sign = 1 if metric.better == "higher" else -1
     return a.value, b.value, Estimate(sign * (b.value - a.value), sign * (b.influence - a.influence))
 
-# %% ../../nbs/update/gate.ipynb #8d0d8401
+# %% ../../nbs/update/gate.ipynb #332f6b25
 class Comparison(NamedTuple):
     "Two models by one metric, on the same rows"
     metric: str
@@ -44,6 +44,7 @@ class Comparison(NamedTuple):
     upper: float | None = None
     reason: str = ""                # why there is no interval
 
+# %% ../../nbs/update/gate.ipynb #e7739317
 def compare(name: str,                         # the metric's name
             metric: Metric,                    # from METRICS
             y: np.ndarray,                     # truth
@@ -91,12 +92,13 @@ def decide(c: Comparison,  # by the deciding metric
     if c.upper < -margin: return False, f"refused: {facts}, all below {bar}, so the challenger is worse"
     return False, f"refused: {facts}, which reaches down to {bar}, so the gain is not certain" if c.lower != c.upper else f"refused: {facts}; the two models answer alike"
 
-# %% ../../nbs/update/gate.ipynb #367dabd9
+# %% ../../nbs/update/gate.ipynb #b11e7ace
 def _floats(values: Any, name: str) -> np.ndarray:
     "Numbers as floats, nulls of any kind as NaN"
     try: return values.to_numpy(dtype=float, na_value=np.nan) if hasattr(values, "to_numpy") else np.asarray(values, dtype=float)
     except (TypeError, ValueError) as e: raise ParameterError(f"{name} is not numeric: {e}; code classes as 0, 1, ...") from e
 
+# %% ../../nbs/update/gate.ipynb #1862a869
 def _block_codes(blocks: Any) -> np.ndarray | None:
     "Blocks of any type as numbers"
     import pandas as pd
@@ -105,7 +107,7 @@ def _block_codes(blocks: Any) -> np.ndarray | None:
     if (codes < 0).any(): raise ParameterError(f"blocks is null in {int((codes < 0).sum())} rows; every row belongs to one")
     return codes
 
-# %% ../../nbs/update/gate.ipynb #071a8f16
+# %% ../../nbs/update/gate.ipynb #5ed89b1b
 def _check_settings(task: str, metric: str | None, margin: float, level: float) -> str:
     "The deciding metric; raises ParameterError when a setting makes no sense"
     if task not in METRICS: raise ParameterError(f"task={task!r} is unknown; known: {', '.join(METRICS)}")
@@ -116,6 +118,7 @@ def _check_settings(task: str, metric: str | None, margin: float, level: float) 
     if not 0 < level < 1: raise ParameterError(f"level={level!r} is not a confidence level; give one between 0 and 1 such as .95")
     return metric
 
+# %% ../../nbs/update/gate.ipynb #65db8ff3
 def _check_rows(y: np.ndarray, scores: dict[str, np.ndarray], task: str, blocks: np.ndarray | None) -> None:
     "Raise one ParameterError with all that is wrong with the rows"
     bad = []
@@ -130,7 +133,7 @@ def _check_rows(y: np.ndarray, scores: dict[str, np.ndarray], task: str, blocks:
     if blocks is not None and len(blocks) != len(y): bad.append(f"blocks has {len(blocks)} rows, y has {len(y)}")
     if bad: raise ParameterError("\n".join(["the gate cannot compare:", *(f"  - {b}" for b in bad)]))
 
-# %% ../../nbs/update/gate.ipynb #d62f6ce2
+# %% ../../nbs/update/gate.ipynb #7cdcaa1a
 def _rows(found: Sequence[Comparison], promote: bool, margin: float) -> pd.DataFrame:
     "The comparisons as a table with verdicts"
     import pandas as pd
@@ -141,6 +144,13 @@ def _rows(found: Sequence[Comparison], promote: bool, margin: float) -> pd.DataF
     out[0] |= {"margin": margin, "verdict": "promote" if promote else "refuse"}
     return pd.DataFrame(out).drop(columns="reason").astype(dict.fromkeys(("champion", "challenger", "difference", "lower", "upper", "margin"), float))
 
+# %% ../../nbs/update/gate.ipynb #ab30f505
+def _answer(scores: np.ndarray, needs: str) -> np.ndarray:
+    "What a metric needs: the scores as they are, or the labels that follow from them"
+    if needs != "label": return scores
+    return (scores >= .5).astype(int) if scores.ndim == 1 else scores.argmax(1)
+
+# %% ../../nbs/update/gate.ipynb #555827dc
 def gate(y: Any,                    # truth, shape (n,): 0/1, codes of classes 0..k-1, or numbers; no nulls
          champion_score: Any,       # P(1), shape (n,); class probabilities, shape (n, k); or predicted numbers, shape (n,)
          challenger_score: Any,     # the same of the challenger
@@ -156,9 +166,8 @@ def gate(y: Any,                    # truth, shape (n,): 0/1, codes of classes 0
     blocks = _block_codes(blocks)
     _check_rows(y, {"champion_score": a, "challenger_score": b}, task, blocks)
     y = y if task == "regression" else y.astype(int)
-    def answer(s: np.ndarray, needs: str) -> np.ndarray: return s if needs != "label" else (s >= .5).astype(int) if s.ndim == 1 else s.argmax(1)
     order = [metric, *(m for m, v in METRICS[task].items() if m != metric and v.better != "zero")]
-    found = [compare(m, v, y, answer(a, v.needs), answer(b, v.needs), level, blocks) for m in order for v in [METRICS[task][m]]]
+    found = [compare(m, v, y, _answer(a, v.needs), _answer(b, v.needs), level, blocks) for m in order for v in [METRICS[task][m]]]
     sample = f"the same {len(y):,} rows" + ("" if blocks is None else f" in {len(np.unique(blocks))} blocks")
     promote, why = decide(found[0], margin, level, sample)
     worse = [f"{c.metric} got certainly worse: {c.champion:.4f} to {c.challenger:.4f}" for c in found[1:] if c.upper is not None and c.upper < 0]
