@@ -14,13 +14,14 @@ from typing import NamedTuple
 __all__ = ['MlnbError', 'ParameterError', 'WorkspaceError', 'ArtefactError', 'ReportError', 'Problem', 'SchemaError', 'NotFound',
            'MissingExtra', 'need']
 
-# %% ../../nbs/core/errors.ipynb #1110b66c
+# %% ../../nbs/core/errors.ipynb #331e9dc3
 class MlnbError(Exception):
     "Anything that `mlnb` refuses, with the reason and the remedy"
 
 class ParameterError(MlnbError, ValueError):
     "An argument is wrong"
 
+# %% ../../nbs/core/errors.ipynb #8f891467
 class WorkspaceError(MlnbError):
     "A workspace cannot be opened, read or written"
 
