@@ -13,7 +13,7 @@ from .errors import ArtefactError
 # %% auto #0
 __all__ = ['TRUSTED', 'untrusted', 'check_trees', 'dumps', 'loads']
 
-# %% ../../nbs/core/artefact.ipynb #b35de8e8
+# %% ../../nbs/core/artefact.ipynb #bed2d64b
 _SKLEARN = """_loss.loss.HalfTweedieLossIdentity calibration._CalibratedClassifier calibration._SigmoidCalibration
 cluster._bisect_k_means._BisectingTree cluster._kmeans._kmeans_single_lloyd compose._column_transformer.make_column_selector
 ensemble._hist_gradient_boosting.predictor.TreePredictor feature_selection._univariate_selection.chi2
@@ -26,6 +26,7 @@ model_selection._split.TimeSeriesSplit neighbors._ball_tree.BallTree neighbors._
 neural_network._stochastic_optimizers.AdamOptimizer neural_network._stochastic_optimizers.SGDOptimizer tree._tree.Tree
 utils._bunch.Bunch utils.validation.check_array"""
 
+# %% ../../nbs/core/artefact.ipynb #3ab8c0dc
 TRUSTED: tuple[str, ...] = (
     "functools.partial", "numpy.dtype", "numpy.mean", "scipy._lib.array_api_compat.numpy._aliases.asarray",
     "scipy.interpolate._bsplines.BSpline", "scipy.sparse._csr.csr_matrix", *(f"sklearn.{name}" for name in _SKLEARN.split()))
@@ -41,22 +42,26 @@ def untrusted(data: bytes) -> list[str]: # a skops file -> the types in it that 
     try: return sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as e: raise ArtefactError(f"this skops file is damaged: {e}") from e
 
-# %% ../../nbs/core/artefact.ipynb #de0a0c3d
-def _parts(x: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    "Every object inside `x`: attributes, items of lists, dicts and object arrays"
+# %% ../../nbs/core/artefact.ipynb #73a9ca97
+def _inside(x: Any) -> list[Any]:
+    "What `x` holds directly: attributes, items of lists, dicts and object arrays, a tree"
     import numpy as np
+    if isinstance(x, dict): held = list(x.values())
+    elif isinstance(x, (list, tuple, set)): held = list(x)
+    elif isinstance(x, np.ndarray) and x.dtype == object: held = list(x.ravel())
+    else: held = list(vars(x).values()) if hasattr(x, "__dict__") else []
+    return [*held, x.tree_] if hasattr(x, "tree_") else held
+
+# %% ../../nbs/core/artefact.ipynb #e964518e
+def _parts(x: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    "Every object inside `x`, and `x` itself"
     seen = set() if seen is None else seen
     if id(x) in seen or isinstance(x, (str, bytes, int, float, complex, type, type(None))): return
     seen.add(id(x))
     yield x
-    inside: Any = []
-    if isinstance(x, dict): inside = x.values()
-    elif isinstance(x, (list, tuple, set)) or (isinstance(x, np.ndarray) and x.dtype == object): inside = x.ravel() if hasattr(x, "ravel") else x
-    elif hasattr(x, "__dict__"): inside = vars(x).values()
-    for part in inside: yield from _parts(part, seen)
-    if hasattr(x, "tree_"): yield from _parts(x.tree_, seen)
+    for part in _inside(x): yield from _parts(part, seen)
 
-# %% ../../nbs/core/artefact.ipynb #e64bde7b
+# %% ../../nbs/core/artefact.ipynb #7bd7b6e8
 def _sound(left: Any, right: Any, leaf: Any, feature: Any, features: int) -> bool:
     "Do all inner nodes of a tree point to later nodes that exist, and to features that exist?"
     import numpy as np
@@ -64,19 +69,27 @@ def _sound(left: Any, right: Any, leaf: Any, feature: Any, features: int) -> boo
     ok = [(c[inner] > index[inner]).all() and (c[inner] < n).all() for c in (left.astype(np.int64), right.astype(np.int64))]
     return bool(all(ok) and (feature[inner] >= 0).all() and (feature[inner] < features).all())
 
+# %% ../../nbs/core/artefact.ipynb #a5145da3
+def _sound_tree(tree: Any) -> bool:
+    "Is a tree of a forest, or a single decision tree, sound?"
+    left, right = tree.children_left, tree.children_right
+    return _sound(left, right, left == -1, tree.feature, tree.n_features) and bool(((left == -1) == (right == -1)).all())
+
+def _sound_histogram(tree: Any, features: int) -> bool:
+    "Is a tree of histogram boosting sound?"
+    n, sets = tree.nodes, len(tree.raw_left_cat_bitsets)
+    sound = _sound(n["left"], n["right"], n["is_leaf"], n["feature_idx"], features)
+    return sound and bool((n["bitset_idx"][n["is_categorical"].astype(bool)] < sets).all())
+
+# %% ../../nbs/core/artefact.ipynb #03acd542
 def check_trees(model: Any, # a loaded estimator; raises ArtefactError if one of its trees points outside
                 ) -> Any:   # the same estimator
     "Refuse an estimator whose trees could make compiled code read outside their arrays"
     features = 1 << 20
     for owner in _parts(model):
         kind, features = type(owner).__name__, getattr(owner, "_n_features", features)
-        if kind == "Tree":
-            ok = _sound(owner.children_left, owner.children_right, owner.children_left == -1, owner.feature, owner.n_features)
-            ok = ok and bool(((owner.children_left == -1) == (owner.children_right == -1)).all())
-        elif kind == "TreePredictor":
-            n, cats = owner.nodes, len(owner.raw_left_cat_bitsets)
-            ok = _sound(n["left"], n["right"], n["is_leaf"], n["feature_idx"], features)
-            ok = ok and bool((n["bitset_idx"][n["is_categorical"].astype(bool)] < cats).all())
+        if kind == "Tree": ok = _sound_tree(owner)
+        elif kind == "TreePredictor": ok = _sound_histogram(owner, features)
         else: continue
         if not ok: raise ArtefactError(f"a {kind} in this model has a node that points outside the tree; the file is damaged or forged and is not used")
     return model
