@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'STYLE', 'CELL', 'jsonable', 'dumps', 'figure', 'svg', 'png', 'Result', 'badge',
-           'format_cell', 'html_table', 'render']
+__all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'STYLE', 'CELL', 'jsonable', 'dumps', 'figure', 'svg', 'png', 'badge',
+           'format_cell', 'html_table', 'render', 'Result']
 
 # %% ../../nbs/core/result.ipynb #7c69927c
 def jsonable(x: Any) -> Any: # nested data with NumPy, pandas and non-finite values -> the same in plain JSON types
@@ -58,7 +58,7 @@ def figure(width: float = 8,  # inches
     plt.close(fig)
     return fig, axes
 
-# %% ../../nbs/core/result.ipynb #62d8a4bf
+# %% ../../nbs/core/result.ipynb #5abd88da
 def svg(fig: Figure) -> str: # markup to embed in a page
     "The figure as SVG text"
     import matplotlib as mpl
@@ -67,11 +67,55 @@ def svg(fig: Figure) -> str: # markup to embed in a page
     text = out.getvalue()
     return text[text.index("<svg"):]
 
+# %% ../../nbs/core/result.ipynb #ae422e89
 def png(fig: Figure, dpi: int = 144) -> bytes: # a picture file, twice the usual density by default
     "The figure as PNG bytes"
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
+
+# %% ../../nbs/core/result.ipynb #ad516214
+def badge(text: str,       # what it says
+          bad: bool = False, # orange instead of green
+          ) -> str:        # markup
+    "A small coloured label"
+    return (f'<span style="background:{ORANGE if bad else GREEN};color:#fff;border-radius:4px;padding:1px 8px;'
+            f'font-weight:600">{html.escape(text)}</span>')
+
+# %% ../../nbs/core/result.ipynb #7eaf4260
+def format_cell(x: Any) -> str: # a short text for people
+    "One value of a table: four significant digits, a dash for nothing"
+    if x is None or (isinstance(x, float) and math.isnan(x)): return "–"
+    if isinstance(x, bool) or type(x).__name__ == "bool_": return "yes" if x else "no"
+    if isinstance(x, float) or type(x).__name__.startswith("float"): return f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}"
+    if isinstance(x, int) or type(x).__name__.startswith("int"): return f"{x:,}"
+    return str(x)
+
+# %% ../../nbs/core/result.ipynb #19c31efb
+CELL = "padding:3px 10px;border-bottom:1px solid rgba(128,128,128,.25);text-align:"
+
+def _td(x: Any) -> str:
+    "One cell of a table as markup"
+    side = "right" if isinstance(x, (int, float)) or hasattr(x, "dtype") else "left"
+    return f'<td style="{CELL}{side}">{html.escape(format_cell(x))}</td>'
+
+# %% ../../nbs/core/result.ipynb #e326629f
+def html_table(df: pd.DataFrame,   # what to show
+               rows: int = 30,     # show at most so many rows
+               ) -> str:           # markup
+    "A small table with inline styles"
+    head = "".join(f'<th style="{CELL}left">{html.escape(str(c))}</th>' for c in df.columns)
+    body = "".join("<tr>" + "".join(map(_td, r)) + "</tr>" for r in df.head(rows).itertuples(index=False, name=None))
+    more = f'<div style="opacity:.7">… and {len(df) - rows} more rows</div>' if len(df) > rows else ""
+    return f'<table style="border-collapse:collapse;font-size:90%"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}'
+
+# %% ../../nbs/core/result.ipynb #b6d371eb
+def render(result: Result) -> str: # markup
+    "A result as HTML: badge, reasons, table"
+    reasons = "".join(f"<li>{html.escape(r)}</li>" for r in result.reasons)
+    return (f'<div><div style="margin:4px 0"><strong>{html.escape(result.title)}</strong> '
+            f'{badge(result.verdicts[bool(result.alarm)], bool(result.alarm))}</div>'
+            f'<ul style="margin:4px 0 8px 0">{reasons}</ul>{html_table(result.table())}</div>')
 
 # %% ../../nbs/core/result.ipynb #4aa57a19
 class Result:
@@ -93,42 +137,3 @@ class Result:
         return "\n".join([f"{self.title}: {self.verdicts[bool(self.alarm)]}", *(f"  - {r}" for r in self.reasons)])
 
     def _repr_html_(self) -> str: return render(self)
-
-# %% ../../nbs/core/result.ipynb #ad516214
-def badge(text: str,       # what it says
-          bad: bool = False, # orange instead of green
-          ) -> str:        # markup
-    "A small coloured label"
-    return (f'<span style="background:{ORANGE if bad else GREEN};color:#fff;border-radius:4px;padding:1px 8px;'
-            f'font-weight:600">{html.escape(text)}</span>')
-
-# %% ../../nbs/core/result.ipynb #7eaf4260
-def format_cell(x: Any) -> str: # a short text for people
-    "One value of a table: four significant digits, a dash for nothing"
-    if x is None or (isinstance(x, float) and math.isnan(x)): return "–"
-    if isinstance(x, bool) or type(x).__name__ == "bool_": return "yes" if x else "no"
-    if isinstance(x, float) or type(x).__name__.startswith("float"): return f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}"
-    if isinstance(x, int) or type(x).__name__.startswith("int"): return f"{x:,}"
-    return str(x)
-
-# %% ../../nbs/core/result.ipynb #21b809e5
-CELL = "padding:3px 10px;border-bottom:1px solid rgba(128,128,128,.25);text-align:"
-
-def html_table(df: pd.DataFrame,   # what to show
-               rows: int = 30,     # show at most so many rows
-               ) -> str:           # markup
-    "A small table with inline styles"
-    def align(x: Any) -> str: return "right" if isinstance(x, (int, float)) or hasattr(x, "dtype") else "left"
-    head = "".join(f'<th style="{CELL}left">{html.escape(str(c))}</th>' for c in df.columns)
-    body = "".join("<tr>" + "".join(f'<td style="{CELL}{align(v)}">{html.escape(format_cell(v))}</td>' for v in r) + "</tr>"
-                   for r in df.head(rows).itertuples(index=False, name=None))
-    more = f'<div style="opacity:.7">… and {len(df) - rows} more rows</div>' if len(df) > rows else ""
-    return f'<table style="border-collapse:collapse;font-size:90%"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}'
-
-# %% ../../nbs/core/result.ipynb #b6d371eb
-def render(result: Result) -> str: # markup
-    "A result as HTML: badge, reasons, table"
-    reasons = "".join(f"<li>{html.escape(r)}</li>" for r in result.reasons)
-    return (f'<div><div style="margin:4px 0"><strong>{html.escape(result.title)}</strong> '
-            f'{badge(result.verdicts[bool(result.alarm)], bool(result.alarm))}</div>'
-            f'<ul style="margin:4px 0 8px 0">{reasons}</ul>{html_table(result.table())}</div>')
