@@ -125,3 +125,31 @@ def test_readers_do_not_wait_for_a_writer(tmp_path):
         assert names(store) == set()
         assert time.monotonic() - start < 5  # far below the 30 s that a lock would cost
     assert names(store) == {"m"}
+
+
+READ = """
+import sys, sqlalchemy as sa
+from mlnb.core import store as st
+s = st.open_store(sys.argv[1])
+for i in range(int(sys.argv[3])):
+    with s.write() as c: c.execute(st.MODELS.insert(), [dict(name=f"{sys.argv[2]}-{i}-{j}" + "x" * 200, created=0) for j in range(50)])
+    rows = st.fetch(s, sa.select(st.MODELS.c.name, st.MODELS.c.created).where(st.MODELS.c.name.like(f"{sys.argv[2]}-%")))
+    assert rows.num_rows == 50 * (i + 1), (rows.num_rows, i)
+s.close()
+"""
+
+
+def test_bulk_reads_keep_the_locks_of_their_process(tmp_path):
+    """Bulk reads go through another SQLite library. If it opened the workspace's own file, closing that would drop
+    every lock that this process holds on it, and another process could cut the log off under our feet."""
+    work = tmp_path / "work"
+    all_of_them = [subprocess.Popen([sys.executable, "-c", READ, str(work), who, "120"], stderr=subprocess.PIPE, text=True) for who in "abc"]
+    try:
+        for p in all_of_them:
+            assert p.wait(240) == 0, p.stderr.read()
+    finally:
+        for p in all_of_them:
+            p.kill()
+    assert len(names(st.open_store(work))) == 3 * 120 * 50
+    with sqlite3.connect(work / "mlnb.db") as c:
+        assert c.execute("pragma integrity_check").fetchone() == ("ok",)
