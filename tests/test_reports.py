@@ -1,0 +1,301 @@
+"""Reports: real runs of every template, refusals, kernels and runners that die, files, pages."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import mlnb
+from mlnb.core.errors import NotFound, ParameterError, ReportError
+from mlnb.core.events import feedback, log_predictions
+from mlnb.core.registry import decisions, deploy, register
+from mlnb.jupyter import reports as rp
+from mlnb.jupyter.templates import templates
+
+PARAMS = "workspace = 'work'\ndeployment = None  # type: str\nlimit = 1.0\nsince = None  # type: str|None\nrun = None  # type: str|None"
+OPEN = "import mlnb\nfrom mlnb.core.registry import Decision\nfrom mlnb.core.result import Result\nimport pandas as pd\nws = mlnb.open(workspace)"
+CHECK = """class Check(Result):
+    title, alarm, reasons = "A <check>", False, ["x < y & z"]
+    def table(self): return pd.DataFrame({"<b>": [limit]})"""
+PROMOTE = "ws.conclude(Check(), decision=Decision('promote', deployment, 2, 'it is better', '2013-04-01'), run=run)"
+GIVEN: dict[str, dict] = {"drift": {"since": "2013-02-10", "until": "2013-03-10"}, "evaluate": {"since": "2013-02-10", "until": "2013-03-10"},
+         "retrain": {"until": "2013-03-10", "holdout": "7D"}}
+
+
+def flights(rng: np.random.Generator, start: str, days: int, turn: float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
+    n = 60 * days
+    X = pd.DataFrame({"wind": rng.gamma(4, 3, n), "hour": rng.integers(5, 23, n).astype(float)})
+    at = pd.Series(pd.Timestamp(start, tz="UTC") + pd.to_timedelta(np.sort(rng.random(n)) * days, unit="D"))
+    return X, np.where(rng.random(n) < 1 / (1 + np.exp(-turn * (X.wind / 3 - 4))), "late", "on time"), at
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> mlnb.Workspace:
+    "A deployment `delays` that answered for four weeks, in which the world turned round; two versions"
+    rng = np.random.default_rng(0)
+    ws = mlnb.open(tmp_path / "work space")
+    X, y, at = flights(rng, "2013-01-29", 12, 1)
+    v1 = register(ws, "delays", LogisticRegression().fit(X, y), X, y, time=at, at="2013-02-10")
+    register(ws, "delays", LogisticRegression(C=.1).fit(X, y), X, y, time=at, at="2013-02-11")
+    dep = deploy(ws, "delays", v1, at="2013-02-10")
+    X, y, at = flights(rng, "2013-02-10", 28, -1)
+    ids = log_predictions(dep, X, v1.predict(X), at=at)
+    feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at + pd.Timedelta("3h")})[: len(ids) * 19 // 20])
+    return ws
+
+
+@pytest.fixture
+def notebook(tmp_path: Path):
+    "Write a template; its first cell holds the parameters"
+    def write(name: str, *code: str) -> Path:
+        cells = [nbformat.v4.new_markdown_cell(f"# The {name}\n> A trial\n\nSome text."), *map(nbformat.v4.new_code_cell, code)]
+        cells[1].metadata["tags"] = ["parameters"]
+        spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), tmp_path / f"{name}.ipynb")
+        return tmp_path / f"{name}.ipynb"
+    return write
+
+
+def files(ws: mlnb.Workspace) -> list[str]:
+    return sorted(p.name for p in (ws.path / "reports").glob("*")) if (ws.path / "reports").exists() else []
+
+
+def untouched(ws: mlnb.Workspace) -> bool:
+    dep = ws.deployment("delays")
+    return dep.champion.number == 1 and len(decisions(dep)) == 0
+
+
+# The templates that come with the package
+
+def test_the_templates_are_there() -> None: assert set(templates()) >= set(GIVEN)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_run(ws: mlnb.Workspace, name: str, tmp_path: Path) -> None:
+    run = ws.run(name, deployment="delays", **GIVEN[name])
+    assert run.status == "succeeded" and run.error is None and run.result and run.result["reasons"]
+    assert run.provenance["fingerprint"] and run.provenance["window"][1] == "2013-03-10T00:00:00+00:00" and run.provenance["packages"]["python"]
+    assert run.notebook and run.html and files(ws) == sorted([run.notebook.name, run.html.name])
+    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{name}-delays-{run.run[:6]}\.html", run.html.name)
+    both = run.notebook.read_text() + run.html.read_text()
+    assert str(tmp_path) not in both and str(Path.home()) + "/" not in both and "mlnb-" not in run.notebook.read_text().split('"cells"')[0]
+    assert "stderr" not in [o.get("name") for c in nbformat.read(run.notebook, 4).cells if c.cell_type == "code" for o in c.outputs]
+    page(run.html.read_text())
+    assert ws.reports().loc[0, ["run", "status", "name"]].tolist() == [run.run, "succeeded", name]
+    if name == "retrain":
+        made = decisions(ws.deployment("delays"))
+        assert run.decision and made["action"].tolist() == [run.decision["action"]] == ["promote"] and made["actor"].tolist() == [f"report {run.run}"]
+        assert ws.deployment("delays").champion.number == 3
+    else: assert untouched(ws)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_plain_papermill(ws: mlnb.Workspace, name: str, tmp_path: Path) -> None:
+    "Without the runner nobody else would carry the decision out"
+    given = [x for k, v in {"workspace": str(ws.path), "deployment": "delays", **GIVEN[name]}.items() for x in ("-p", k, v)]
+    done = subprocess.run([sys.executable, "-m", "papermill", str(templates()[name]), str(tmp_path / "out.ipynb"), "-k", "python3", "--no-progress-bar", *given],
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "unknown parameter" not in done.stderr
+    assert rp.concluded(nbformat.read(tmp_path / "out.ipynb", 4))["result"]["reasons"]
+    assert len(ws.reports()) == 0
+    if name == "retrain": assert ws.deployment("delays").champion.number == 3 and decisions(ws.deployment("delays"))["actor"].tolist() == ["notebook"]
+    else: assert untouched(ws)
+
+
+def test_values_arrive_as_they_are(ws: mlnb.Workspace, notebook) -> None:
+    odd = """it's "odd": \\ é \n {deployment} $x #"""
+    run = ws.run(notebook("echo", PARAMS, f"print([since, limit, deployment] == [{odd!r}, 3, 'delays'])"), deployment=ws.deployment("delays"), since=odd, limit=np.int64(3))
+    assert run.params == {"deployment": "delays", "since": odd, "limit": 3} and [o.text for o in nbformat.read(run.notebook, 4).cells[3].outputs] == ["True\n"]
+    assert ws.run(notebook("when", PARAMS, "1"), deployment="delays", since=pd.Timestamp("2013-07-01", tz="UTC")).params["since"] == "2013-07-01T00:00:00+00:00"
+
+
+# Refused before a kernel starts
+
+@pytest.mark.parametrize("given,error,says", [
+    ({"deployment": "delays", "sinse": "2013-02-10"}, ParameterError, r"sinse='2013-02-10': there is no such parameter; did you mean 'since'\?(.|\n)*limit: float = 1.0"),
+    ({"deployment": "delays", "limit": "high"}, ParameterError, r"limit should be float; given: 'high' \(str\)"),
+    ({"deployment": "delays", "limit": True}, ParameterError, r"limit should be float; given: True \(bool\)"),
+    ({"deployment": "delays", "since": 2013}, ParameterError, r"since should be str\|None; given: 2013 \(int\)"),
+    ({"deployment": "delays", "since": pd.DataFrame()}, ParameterError, "a DataFrame was given"),
+    ({"deployment": "delays", "limit": float("nan")}, ParameterError, "not finite"),
+    ({"deployment": "delays", "run": "a"}, ParameterError, "run is set by the runner"),
+    ({}, ParameterError, "deployment is required"),
+    ({"deployment": "delay"}, NotFound, "there is no deployment 'delay'; known: 'delays'"),
+])
+def test_refused(ws: mlnb.Workspace, notebook, monkeypatch: pytest.MonkeyPatch, given: dict, error: type, says: str) -> None:
+    monkeypatch.setattr("papermill.execute_notebook", lambda *a, **k: pytest.fail("a kernel was about to start"))
+    with pytest.raises(error, match=says): ws.run(notebook("trial", PARAMS, "1"), **given)
+    assert len(ws.reports()) == 0 and files(ws) == []
+
+
+def test_unknown_report(ws: mlnb.Workspace) -> None:
+    with pytest.raises(NotFound, match="there is no report 'drfit'; known: .*'drift'"): ws.run("drfit")
+
+
+# Failures
+
+FAILURES = {"a cell raises": ("1 / 0", r"code cell 6 \('1 / 0'\) raised ZeroDivisionError: division by zero"),
+            "the kernel exits": ("import os; os._exit(1)", "the kernel died in code cell 6"),
+            "the kernel is killed": ("import os; os.kill(os.getpid(), 9)", "the kernel died in code cell 6"),
+            "a cell hangs": ("import time; time.sleep(600)", "code cell 6 .* took longer than its timeout")}
+
+
+@pytest.mark.parametrize("code,says", FAILURES.values(), ids=FAILURES)
+def test_nothing_is_decided_when_it_fails_after_the_decision(ws: mlnb.Workspace, notebook, code: str, says: str, capfd: pytest.CaptureFixture) -> None:
+    path = notebook("trial", PARAMS, OPEN, CHECK, PROMOTE, code, "print('never')")
+    with pytest.raises(ReportError, match=says) as e: ws.run(path, deployment="delays", timeout=2 if "sleep" in code else None)
+    assert capfd.readouterr() == ("", ""), "papermill, nbclient and zmq say nothing of their own"
+    assert untouched(ws)
+    run = rp.report(ws, ws.reports()["run"][0])
+    assert (run.status, run.decision, run.alarm) == ("failed", None, True) and re.search(says, run.error)
+    assert run.notebook and str(run.notebook) in str(e.value)
+    kept = nbformat.read(run.notebook, 4)
+    status = [c.metadata.papermill.status for c in kept.cells if c.cell_type == "code"]
+    assert status == ["completed"] * 5 + ["failed", "pending"] and kept.metadata.papermill.exception is True
+    assert rp.concluded(kept)["state"] == "proposed", "what it was about to decide can be read in the notebook"
+    html = run.html.read_text()
+    page(html)
+    assert "failed" in html and "Nothing that this report was about to decide has taken effect" in html and "<strong>Decision:</strong>" not in html
+
+
+def test_nothing_is_decided_when_it_fails_before(ws: mlnb.Workspace, notebook) -> None:
+    with pytest.raises(ReportError, match="the kernel died in code cell 4"): ws.run(notebook("trial", PARAMS, OPEN, "import os; os._exit(0)", CHECK, PROMOTE), deployment="delays")
+    assert untouched(ws)
+
+
+def test_a_decision_takes_effect_with_the_run(ws: mlnb.Workspace, notebook) -> None:
+    run = ws.run(notebook("trial", PARAMS, OPEN, CHECK, PROMOTE), deployment="delays")
+    assert run.status == "succeeded" and ws.deployment("delays").champion.number == 2
+    assert "A &lt;check&gt;" in run.html.read_text() and "<check>" not in run.html.read_text() and "&lt;b&gt;" in run.html.read_text()
+
+
+def test_a_notebook_that_forgets_run_only_proposes(ws: mlnb.Workspace, notebook) -> None:
+    "Neither the parameter nor the argument is there, but the runner marked the kernel"
+    path = notebook("trial", PARAMS.rpartition("\n")[0], OPEN, CHECK, PROMOTE.replace(", run=run", ""), "1 / 0")
+    with pytest.raises(ReportError): ws.run(path, deployment="delays")
+    assert untouched(ws)
+
+
+def test_a_decision_that_cannot_be_carried_out(ws: mlnb.Workspace, notebook) -> None:
+    path = notebook("trial", PARAMS, OPEN, CHECK, PROMOTE.replace("2013-04-01", "2013-01-01"))
+    with pytest.raises(ReportError, match="history is not rewritten"): ws.run(path, deployment="delays")
+    assert untouched(ws) and ws.reports()["status"].tolist() == ["failed"]
+    kept = nbformat.read(rp.report(ws, ws.reports()["run"][0]).notebook, 4)
+    assert {c.metadata.papermill.status for c in kept.cells if c.cell_type == "code"} == {"completed"}
+
+
+def test_a_full_disk(ws: mlnb.Workspace, notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    "No file, no decision, and the run says why"
+    def full(*_: object) -> None: raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ReportError, match="No space left on device"): ws.run(notebook("trial", PARAMS, OPEN, CHECK, PROMOTE), deployment="delays")
+    assert untouched(ws) and files(ws) == [] and ws.reports()["status"].tolist() == ["failed"]
+
+
+def test_a_runner_that_is_killed(ws: mlnb.Workspace, notebook, tmp_path: Path) -> None:
+    path = notebook("trial", PARAMS, OPEN, CHECK, PROMOTE, "from pathlib import Path; Path('here').touch(); import time; time.sleep(600)")
+    code = "import sys, mlnb; mlnb.open(sys.argv[1]).run(sys.argv[2], deployment='delays')"
+    runner = subprocess.Popen([sys.executable, "-c", code, str(ws.path), str(path)], cwd=tmp_path)
+    wait(lambda: (ws.path / "here").exists())
+    assert ws.reports()["status"].tolist() == ["running"]
+    runner.send_signal(signal.SIGKILL); runner.wait()
+    assert ws.reports()["status"].tolist() == ["lost"] and ws.reports()["verdict"].tolist() == ["lost"]
+    assert untouched(ws) and files(ws) == []
+
+
+def wait(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(.05)
+
+
+# The kernel, and several at once
+
+def test_the_kernel_is_this_interpreter(ws: mlnb.Workspace, notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Whatever `python3` means to Jupyter on this machine"
+    spec = tmp_path / "jupyter/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    run = ws.run(notebook("trial", PARAMS, "import sys, os\nprint(sys.executable, os.path.realpath('.') == os.path.realpath(workspace), sorted(os.listdir('.')))"), deployment="delays")
+    text = "".join(o.text for o in nbformat.read(run.notebook, 4).cells[3].outputs)
+    assert text.startswith(f"{sys.executable} True ['artefacts', 'mlnb.db'")
+
+
+def test_two_at_once(ws: mlnb.Workspace, notebook) -> None:
+    path, runs = notebook("trial", PARAMS, OPEN, "import time; time.sleep(1)", CHECK, "ws.conclude(Check(), run=run)"), []
+    seen, done = [], threading.Event()
+
+    def look() -> None:
+        "Whatever can be seen is whole"
+        while not done.wait(.005):
+            for p in [p for p in (ws.path / "reports").glob("*") if not p.name.startswith(".")]:
+                text = p.read_text()
+                seen.append(bool(json.loads(text)) if p.suffix == ".ipynb" else text.rstrip().endswith("</html>"))
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    threads = [threading.Thread(target=lambda i=i: runs.append(ws.run(path, deployment="delays", limit=i))) for i in (1.5, 2.5)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    done.set(); watcher.join()
+    assert seen and all(seen)
+    assert sorted(r.result["table"][0]["<b>"] for r in runs) == [1.5, 2.5] and {r.status for r in runs} == {"succeeded"}
+    assert len(files(ws)) == 4 and len(ws.reports(deployment="delays")) == 2
+    assert abs(ws.reports()["started"].diff().dt.total_seconds().iloc[1]) < 1, "they ran side by side"
+
+
+def test_progress_is_shown_when_asked(ws: mlnb.Workspace, notebook, capfd: pytest.CaptureFixture) -> None:
+    ws.run(notebook("trial", PARAMS, "1"), deployment="delays", progress=True)
+    assert "trial delays" in capfd.readouterr().err
+
+
+# The page
+
+def page(html: str) -> None:
+    "One file, no script, nothing from elsewhere"
+    assert html.startswith("<!DOCTYPE html>") and html.rstrip().endswith("</html>") and len(html) < 500_000
+    assert "<script" not in html.lower() and "default-src 'none'" in html
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", html, flags=re.IGNORECASE) and "@import" not in html
+
+
+def test_outside_text_stays_text(ws: mlnb.Workspace, notebook) -> None:
+    bad = "<img src=x onerror=alert(1)>"
+    run = ws.run(notebook("trial", PARAMS, f"print({bad!r})", "limit"), deployment="delays", since=bad)
+    html = run.html.read_text()
+    assert bad not in html and html.count("&lt;img src=x onerror=alert(1)&gt;") >= 2
+    with pytest.raises(ReportError) as e: ws.run(notebook("trial", PARAMS, f"raise ValueError({bad!r})"), deployment="delays")
+    assert bad in str(e.value) and bad not in rp.report(ws, ws.reports()["run"].iloc[-1]).html.read_text()
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(ws: mlnb.Workspace, notebook, chromium: str) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    run = ws.run(notebook("trial", PARAMS, OPEN, CHECK, "from mlnb.core.result import figure\nfigure(8, 2)[0]", "ws.conclude(Check(), run=run)"), deployment="delays")
+    asked: list[str] = []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        view.on("request", lambda r: asked.append(r.url))
+        view.goto(run.html.as_uri())
+        assert view.title() == "The trial" and view.locator(".badge").first.inner_text() == "fine"
+        assert view.locator(".out img").evaluate("i => i.complete && i.naturalWidth > 0")
+        assert not view.locator("details.code .highlight").first.is_visible()
+        view.locator("details.code summary").click()
+        assert view.locator("details.code .highlight").first.is_visible()
+        assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it fits a phone"
+        assert view.evaluate("getComputedStyle(document.documentElement).backgroundColor") != "rgb(255, 255, 255)"
+        browser.close()
+    assert [u for u in asked if not u.startswith(("file:", "data:"))] == []
