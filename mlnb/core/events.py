@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 __all__ = ['SQL_TYPES', 'log_table', 'feedback_table', 'tables', 'new_ids', 'sql_values', 'log_predictions', 'predictions',
            'Receipt', 'feedback', 'labelled', 'feedback_summary']
 
-# %% ../../nbs/core/events.ipynb #af0e041a
+# %% ../../nbs/core/events.ipynb #18198c67
 SQL_TYPES = {"numeric": sa.Float, "integer": sa.BigInteger, "boolean": sa.Integer, "datetime": sa.BigInteger}
 
 def _columns(prefix: str, columns: tuple[Column, ...]) -> list[sa.Column[Any]]:
     "SQL columns for the columns of a schema"
     return [sa.Column(f"{prefix}{i}_{c.name}"[:60], SQL_TYPES.get(c.kind, sa.Text), nullable=True) for i, c in enumerate(columns)]
 
+# %% ../../nbs/core/events.ipynb #b0b26dd1
 def log_table(dep: Deployment) -> sa.Table:
     "The table of a deployment's predictions"
     return sa.Table(f"log_{dep.id}", sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("id", sa.Text, nullable=False, unique=True),
@@ -39,6 +40,7 @@ def log_table(dep: Deployment) -> sa.Table:
                     sa.Column("version", sa.Integer, nullable=False), sa.Column("unit", sa.Text), sa.Column("source", sa.Text, nullable=False),
                     *_columns("x", dep.schema.columns), *_columns("y", dep.outputs.columns))
 
+# %% ../../nbs/core/events.ipynb #519695c7
 def feedback_table(dep: Deployment) -> sa.Table:
     "The table of the labels that were sent to a deployment"
     kind = sa.Float if dep.first.task == "regression" else sa.Text
@@ -76,7 +78,48 @@ def sql_values(s: pd.Series, kind: str) -> list[Any]: # values that SQLite takes
     else: out = [None if m else str(v) for m, v in zip(missing, s.tolist(), strict=True)]
     return out
 
-# %% ../../nbs/core/events.ipynb #fc694093
+# %% ../../nbs/core/events.ipynb #e7149ebd
+def _cells(dep: Deployment, X: pd.DataFrame, outputs: pd.DataFrame) -> list[list[Any]]:
+    "What was asked and what was said, as the columns of the log"
+    asked = [sql_values(X[c.name], c.kind) for c in dep.schema.columns]
+    return asked + [sql_values(outputs[c.name], c.kind) if c.name in outputs else [None] * len(X) for c in dep.outputs.columns]
+
+# %% ../../nbs/core/events.ipynb #12240e7c
+def _names_times_units(n: int, ids: Any, at: Any, unit: Any, now: int) -> tuple[np.ndarray, list[int], list[Any]]:
+    "The id, the event time and the unit of each of `n` rows, as given or by default"
+    import numpy as np
+    names = new_ids(n) if ids is None else np.array([str(i) for i in ids], object)
+    times = [now] * n if at is None else clock.micros_array(at).tolist() if np.ndim(at) else [clock.micros(at, "at")] * n
+    units = [None if u is None or u != u else str(u) for u in unit] if np.ndim(unit) else [unit] * n
+    return names, times, units
+
+# %% ../../nbs/core/events.ipynb #0e7dbe41
+def _one_each(n: int, **given: Any) -> None:
+    "Refuse what does not have a value for each row"
+    if wrong := {k: len(v) for k, v in given.items() if len(v) != n}:
+        raise ParameterError(f"X has {n} rows, but {', '.join(f'{k} has {m}' for k, m in wrong.items())}; give one each")
+
+# %% ../../nbs/core/events.ipynb #87f1c38c
+def _taken(dep: Deployment, log: sa.Table, ids: list[str]) -> list[str]:
+    "Which of these ids are in the log"
+    found: list[str] = []
+    with dep.ws.store.read() as c:
+        for i in range(0, len(ids), 500): found += c.scalars(sa.select(log.c.id).where(log.c.id.in_(ids[i:i + 500])))
+    return found
+
+# %% ../../nbs/core/events.ipynb #65cac8c8
+def _insert(dep: Deployment, log: sa.Table, rows: list[tuple[Any, ...]]) -> None:
+    "Insert rows of the log in one transaction"
+    columns = [c for c in log.c if c.name != "seq"]
+    sql = str(log.insert().compile(dep.ws.store.engine, column_keys=[c.name for c in columns]))
+    try:
+        with dep.ws.store.write() as c: c.exec_driver_sql(sql, rows)
+    except sa.exc.IntegrityError as e:
+        ids = [r[0] for r in rows]
+        taken = _taken(dep, log, ids) or sorted({i for i in ids[:2000] if ids.count(i) > 1})
+        raise ParameterError(f"{len(taken)} of {len(ids)} prediction ids are in the log of {dep.name!r} already or given twice, for example {taken[:3]}; nothing was logged") from e
+
+# %% ../../nbs/core/events.ipynb #b3987365
 def log_predictions(dep: Deployment,
                     X: pd.DataFrame,           # what was asked: the columns of the deployment's schema
                     outputs: pd.DataFrame,     # what was said: `prediction` and scores, a row for each row of X
@@ -88,40 +131,16 @@ def log_predictions(dep: Deployment,
                     source: str = "python",    # how it was asked: python, http, batch
                     ) -> np.ndarray:           # their ids; raises ParameterError, keeping none, if an id is in the log already
     "Keep predictions in the log"
-    import numpy as np
     log, _ = tables(dep)
     n, now = len(X), clock.now()
-    names = new_ids(n) if ids is None else np.array([str(i) for i in ids], object)
-    times = [now] * n if at is None else clock.micros_array(at).tolist() if np.ndim(at) else [clock.micros(at, "at")] * n
-    units = [None if u is None or u != u else str(u) for u in unit] if np.ndim(unit) else [unit] * n
-    if wrong := {k: len(v) for k, v in {"ids": names, "at": times, "unit": units, "outputs": outputs}.items() if len(v) != n}:
-        raise ParameterError(f"X has {n} rows, but {', '.join(f'{k} has {m}' for k, m in wrong.items())}; give one each")
-    said = [sql_values(outputs[c.name], c.kind) if c.name in outputs else [None] * n for c in dep.outputs.columns]
-    asked = [sql_values(X[c.name], c.kind) for c in dep.schema.columns]
+    names, times, units = _names_times_units(n, ids, at, unit, now)
+    _one_each(n, ids=names, at=times, unit=units, outputs=outputs)
+    cells = _cells(dep, X, outputs)
     number = (version or dep.champion).number
-    _insert(dep, log, list(zip(names.tolist(), times, [now] * n, [number] * n, units, [source] * n, *asked, *said, strict=True)))
+    _insert(dep, log, list(zip(names.tolist(), times, [now] * n, [number] * n, units, [source] * n, *cells, strict=True)))
     return names
 
-# %% ../../nbs/core/events.ipynb #51753805
-def _insert(dep: Deployment, log: sa.Table, rows: list[tuple[Any, ...]]) -> None:
-    "Insert rows of the log in one transaction; plain tuples, since a dictionary a row costs as much as the insert"
-    columns = [c for c in log.c if c.name != "seq"]
-    sql = str(log.insert().compile(dep.ws.store.engine, column_keys=[c.name for c in columns]))
-    try:
-        with dep.ws.store.write() as c: c.exec_driver_sql(sql, rows)
-    except sa.exc.IntegrityError as e:
-        ids = [r[0] for r in rows]
-        taken = _taken(dep, log, ids) or sorted({i for i in ids[:2000] if ids.count(i) > 1})
-        raise ParameterError(f"{len(taken)} of {len(ids)} prediction ids are in the log of {dep.name!r} already or given twice, for example {taken[:3]}; nothing was logged") from e
-
-def _taken(dep: Deployment, log: sa.Table, ids: list[str]) -> list[str]:
-    "Which of these ids are in the log"
-    found: list[str] = []
-    with dep.ws.store.read() as c:
-        for i in range(0, len(ids), 500): found += c.scalars(sa.select(log.c.id).where(log.c.id.in_(ids[i:i + 500])))
-    return found
-
-# %% ../../nbs/core/events.ipynb #3fbe0d73
+# %% ../../nbs/core/events.ipynb #221f4744
 def _typed(values: pa.ChunkedArray, kind: str) -> pd.Series:
     "A column of the log as pandas"
     import pandas as pd
@@ -131,23 +150,33 @@ def _typed(values: pa.ChunkedArray, kind: str) -> pd.Series:
     if kind == "integer" and values.null_count: return pd.Series(values.to_pandas(integer_object_nulls=True), dtype="Int64")
     return s
 
+# %% ../../nbs/core/events.ipynb #047ee8e9
 def _in_window(log: sa.Table, since: TimeLike | None, until: TimeLike | None) -> list[sa.ColumnElement[bool]]:
     "The condition that an event time is in the window"
     a, b = clock.window(since, until)
     return ([log.c.at >= a] if a is not None else []) + ([log.c.at < b] if b is not None else [])
 
-# %% ../../nbs/core/events.ipynb #9fbba5f7
+# %% ../../nbs/core/events.ipynb #0c0df549
+def _log_columns(dep: Deployment, log: sa.Table) -> list[tuple[str, str, str]]:
+    "Name, kind and name in the table of every column that a reader sees"
+    fixed = [("id", "text", "id"), ("at", "datetime", "at"), ("version", "integer", "version"), ("unit", "text", "unit"), ("source", "text", "source")]
+    columns = [*dep.schema.columns, *dep.outputs.columns]
+    return fixed + [(c.name, c.kind, key) for c, key in zip(columns, log.c.keys()[7:], strict=True)]
+
+# %% ../../nbs/core/events.ipynb #adfd6da2
+def _pick(dep: Deployment, kinds: list[tuple[str, str, str]], columns: list[str] | None) -> list[tuple[str, str, str]]:
+    "Those of the columns that were asked for"
+    if columns is None: return kinds
+    if unknown := sorted(set(columns) - {k[0] for k in kinds}): raise ParameterError(f"the log of {dep.name!r} has no column {unknown}; it has {[k[0] for k in kinds]}")
+    return [k for k in kinds if k[0] in columns]
+
+# %% ../../nbs/core/events.ipynb #3f7a3ad7
 def _read(dep: Deployment, since: TimeLike | None, until: TimeLike | None, columns: list[str] | None) -> tuple[pd.DataFrame, np.ndarray]:
     "The log of a window in order of time, and the running number of each row"
     import numpy as np
     import pandas as pd
     log, _ = tables(dep)
-    kinds = [*zip(dep.schema.names, [c.kind for c in dep.schema.columns], log.c.keys()[7:], strict=False),
-             *zip([c.name for c in dep.outputs.columns], [c.kind for c in dep.outputs.columns], log.c.keys()[7 + len(dep.schema.columns):], strict=True)]
-    kinds = [("id", "text", "id"), ("at", "datetime", "at"), ("version", "integer", "version"), ("unit", "text", "unit"), ("source", "text", "source"), *kinds]
-    if columns is not None:
-        if unknown := sorted(set(columns) - {k[0] for k in kinds}): raise ParameterError(f"the log of {dep.name!r} has no column {unknown}; it has {[k[0] for k in kinds]}")
-        kinds = [k for k in kinds if k[0] in columns]
+    kinds = _pick(dep, _log_columns(dep, log), columns)
     exists = not dep.ws.store.read_only or sa.inspect(dep.ws.store.engine).has_table(log.name)
     if not exists: return pd.DataFrame(columns=[k[0] for k in kinds]), np.array([], "int64")
     rows = st.fetch(dep.ws.store, sa.select(log.c.seq, log.c.at, *(log.c[k[2]].label(f"c{i}") for i, k in enumerate(kinds))).where(*_in_window(log, since, until)))
@@ -172,23 +201,44 @@ class Receipt(NamedTuple):
     repeated: int  # for an id that had a label before
     changed: int   # of these, with another value; the latest counts
 
-# %% ../../nbs/core/events.ipynb #984bbe9f
-def _check_labels(dep: Deployment, frame: pd.DataFrame) -> Any:
-    "The labels as they are kept; raises one SchemaError with all that is wrong"
-    import numpy as np
-    import pandas as pd
+# %% ../../nbs/core/events.ipynb #b2928b62
+def _receipt(c: sa.Connection, log: sa.Table, fb: sa.Table, last: int) -> Receipt:
+    "Count what is odd about the labels after number `last`"
+    earlier, old = fb.alias("earlier"), fb.alias("old")
+    new = sa.select(sa.func.count()).select_from(fb).where(fb.c.seq > last)
+    before = sa.select(sa.func.max(earlier.c.seq)).where(earlier.c.id == fb.c.id, earlier.c.seq < fb.c.seq).correlate(fb).scalar_subquery()
+    received = c.scalar(new) or 0
+    matched = c.scalar(new.where(sa.exists().where(log.c.id == fb.c.id))) or 0
+    repeated = c.scalar(new.where(before.is_not(None))) or 0
+    changed = c.scalar(new.where(sa.select(old.c.y).where(old.c.seq == before).correlate(fb).scalar_subquery() != fb.c.y)) or 0
+    return Receipt(received, matched, received - matched, repeated, changed)
+
+# %% ../../nbs/core/events.ipynb #514c6a0a
+def _no_labels(frame: pd.DataFrame) -> list[Problem]:
+    "Why a table cannot be one of labels"
     problems = [Problem(c, "missing", f"column {c!r} is missing; labels need 'id' and 'y', and may have 'at'") for c in ("id", "y") if c not in frame]
     if not len(frame): problems.append(Problem(None, "empty", "there are no labels"))
-    if problems: raise SchemaError(problems, "feedback")
+    return problems
+
+# %% ../../nbs/core/events.ipynb #2632491d
+def _read_labels(version: ModelVersion, y: pd.Series) -> tuple[np.ndarray, pd.Series]:
+    "Labels as they are kept, and those of them that cannot be one"
+    import numpy as np
+    import pandas as pd
+    if version.task == "regression":
+        values = pd.to_numeric(y, errors="coerce").to_numpy("float64")
+        return values, y[~np.isfinite(values) & y.notna().to_numpy()]
+    values = label_text(y.to_numpy())
+    return values, y[[v is not None and v not in version.classes for v in values]]
+
+# %% ../../nbs/core/events.ipynb #d654ef72
+def _check_labels(dep: Deployment, frame: pd.DataFrame) -> Any:
+    "The labels as they are kept; raises one SchemaError with all that is wrong"
+    if problems := _no_labels(frame): raise SchemaError(problems, "feedback")
     for c in ("id", "y"):
         if n := int(frame[c].isna().sum()): problems.append(Problem(c, "null", f"{n} of {len(frame)} rows have no {c!r}; leave out what is not known yet"))
     version = dep.champion
-    if version.task == "regression":
-        values = pd.to_numeric(frame["y"], errors="coerce").to_numpy("float64")
-        bad = frame["y"][~np.isfinite(values) & frame["y"].notna().to_numpy()]
-    else:
-        values = label_text(frame["y"].to_numpy())
-        bad = frame["y"][[v is not None and v not in version.classes for v in values]]
+    values, bad = _read_labels(version, frame["y"])
     if len(bad):
         expected = "a finite number" if version.task == "regression" else "one of " + ", ".join(map(repr, version.classes))
         problems.append(Problem("y", "unseen", f"{len(bad)} of {len(frame)} labels are not {expected}, for example {bad.iloc[0]!r}"))
@@ -211,19 +261,17 @@ def feedback(dep: Deployment,
         c.exec_driver_sql(f"INSERT INTO {fb.name} (id, y, at, received) VALUES (?, ?, ?, ?)", rows)  # noqa: S608  the name is made from a number
         return _receipt(c, log, fb, last)
 
-# %% ../../nbs/core/events.ipynb #b2928b62
-def _receipt(c: sa.Connection, log: sa.Table, fb: sa.Table, last: int) -> Receipt:
-    "Count what is odd about the labels after number `last`"
-    earlier, old = fb.alias("earlier"), fb.alias("old")
-    new = sa.select(sa.func.count()).select_from(fb).where(fb.c.seq > last)
-    before = sa.select(sa.func.max(earlier.c.seq)).where(earlier.c.id == fb.c.id, earlier.c.seq < fb.c.seq).correlate(fb).scalar_subquery()
-    received = c.scalar(new) or 0
-    matched = c.scalar(new.where(sa.exists().where(log.c.id == fb.c.id))) or 0
-    repeated = c.scalar(new.where(before.is_not(None))) or 0
-    changed = c.scalar(new.where(sa.select(old.c.y).where(old.c.seq == before).correlate(fb).scalar_subquery() != fb.c.y)) or 0
-    return Receipt(received, matched, received - matched, repeated, changed)
+# %% ../../nbs/core/events.ipynb #b82d6c43
+def _last_labels(dep: Deployment, since: TimeLike | None, until: TimeLike | None, by: int | None) -> pd.DataFrame:
+    "The label that counts of each prediction in a window, of those known `by` a time; the index is the number of the prediction"
+    log, fb = tables(dep)
+    known = [fb.c.at <= by] if by is not None else []
+    query = (sa.select(log.c.seq.label("row"), fb.c.y, fb.c.at, fb.c.seq)
+             .join_from(fb, log, log.c.id == fb.c.id).where(*_in_window(log, since, until), *known))
+    got = st.fetch(dep.ws.store, query).to_pandas()
+    return got.sort_values(["at", "seq"], kind="stable").drop_duplicates("row", keep="last").set_index("row")
 
-# %% ../../nbs/core/events.ipynb #9377a62e
+# %% ../../nbs/core/events.ipynb #ab661ae5
 def labelled(dep: Deployment,
              since: TimeLike | None = None,     # start of the window of event time of the predictions, included
              until: TimeLike | None = None,     # its end, excluded
@@ -233,13 +281,10 @@ def labelled(dep: Deployment,
     "The predictions of a window with the labels that had arrived"
     import numpy as np
     import pandas as pd
-    log, fb = tables(dep)
     frame, seq = _read(dep, since, until, columns)
-    known = [fb.c.at <= clock.micros(as_of, "as_of")] if as_of is not None else []
-    got = st.fetch(dep.ws.store, sa.select(log.c.seq.label("row"), fb.c.y, fb.c.at, fb.c.seq)
-                   .join_from(fb, log, log.c.id == fb.c.id).where(*_in_window(log, since, until), *known)).to_pandas() if len(frame) else None
-    if got is None: return frame.assign(y_true=pd.Series(dtype=object), labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
-    got = got.sort_values(["at", "seq"], kind="stable").drop_duplicates("row", keep="last").set_index("row")
+    by = clock.micros(as_of, "as_of") if as_of is not None else None
+    if not len(frame): return frame.assign(y_true=pd.Series(dtype=object), labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
+    got = _last_labels(dep, since, until, by)
     where = got.index.get_indexer(pd.Index(seq))
     y = got["y"].to_numpy("float64" if dep.champion.task == "regression" else object)
     none: Any = np.nan if dep.champion.task == "regression" else None
