@@ -24,32 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LEAST', 'history_until', 'span', 'fingerprint', 'split', 'features', 'fit', 'RetrainResult', 'answers', 'truth',
+__all__ = ['LEAST', 'span', 'history_until', 'fingerprint', 'split', 'features', 'fit', 'answers', 'truth', 'RetrainResult',
            'retrain']
-
-# %% ../../nbs/update/retrain.ipynb #fe58366f
-def history_until(dep: Deployment,
-                  until: TimeLike,               # the moment of training; nothing later is seen
-                  window: str | None = None,     # only rows of this long before, such as "90D"; all by default
-                  ) -> pd.DataFrame:             # features, `y_true` and `at`, in order of event time
-    "The labelled rows that were known at a time"
-    import pandas as pd
-    end = clock.timestamp(clock.micros(until, "until"))
-    names = dep.schema.names
-    parts = [labelled(dep, None, until, as_of=until, columns=["at", *names])]
-    base = dep.first.training_data()
-    if base is not None and "y_true" in base: parts.insert(0, _base(dep, base, end))
-    rows = pd.concat([p.loc[p["y_true"].notna(), ["at", "y_true", *names]].astype({c.name: object for c in dep.schema.columns if c.kind == "categorical"})
-                      for p in parts if len(p)], ignore_index=True)
-    if window is not None: rows = rows[rows["at"] >= end - span(window, "window")]
-    return rows.sort_values("at", kind="stable", ignore_index=True)
-
-def _base(dep: Deployment, base: pd.DataFrame, end: pd.Timestamp) -> pd.DataFrame:
-    "The rows of the first version, with labels as the log has them; undated rows count as older than all others"
-    import pandas as pd
-    if dep.first.task != "regression": base = base.assign(y_true=label_text(base["y_true"].to_numpy()))
-    if "at" not in base: base = base.assign(at=pd.Timestamp(0, tz="UTC"))
-    return base[base["at"] < end]
 
 # %% ../../nbs/update/retrain.ipynb #e34a0344
 def span(text: str, # such as "14D" or "12h"; raises ParameterError
@@ -61,6 +37,31 @@ def span(text: str, # such as "14D" or "12h"; raises ParameterError
     if not length > pd.Timedelta(0): raise ParameterError(f"{name}={text!r} is not positive; give for example '14D'")
     return length
 
+# %% ../../nbs/update/retrain.ipynb #93cefba7
+def _base(dep: Deployment, end: pd.Timestamp) -> list[pd.DataFrame]:
+    "The labelled rows of the first version, if they were kept, with labels as the log has them"
+    import pandas as pd
+    base = dep.first.training_data()
+    if base is None or "y_true" not in base: return []
+    if dep.first.task != "regression": base = base.assign(y_true=label_text(base["y_true"].to_numpy()))
+    if "at" not in base: base = base.assign(at=pd.Timestamp(0, tz="UTC"))
+    return [base[base["at"] < end]]
+
+# %% ../../nbs/update/retrain.ipynb #4fb1bf20
+def history_until(dep: Deployment,
+                  until: TimeLike,               # the moment of training; nothing later is seen
+                  window: str | None = None,     # only rows of this long before, such as "90D"; all by default
+                  ) -> pd.DataFrame:             # features, `y_true` and `at`, in order of event time
+    "The labelled rows that were known at a time"
+    import pandas as pd
+    end = clock.timestamp(clock.micros(until, "until"))
+    names = dep.schema.names
+    logged = labelled(dep, None, until, as_of=until, columns=["at", *names])
+    plain = {c.name: object for c in dep.schema.columns if c.kind == "categorical"}
+    rows = pd.concat([p.loc[p["y_true"].notna(), ["at", "y_true", *names]].astype(plain) for p in [*_base(dep, end), logged] if len(p)], ignore_index=True)
+    if window is not None: rows = rows[rows["at"] >= end - span(window, "window")]
+    return rows.sort_values("at", kind="stable", ignore_index=True)
+
 # %% ../../nbs/update/retrain.ipynb #d7f50284
 def fingerprint(rows: pd.DataFrame) -> str: # 16 hex digits, the same for the same values in the same order
     "A short hash of the content of a table"
@@ -69,18 +70,24 @@ def fingerprint(rows: pd.DataFrame) -> str: # 16 hex digits, the same for the sa
     for name in rows: digest.update(pd.util.hash_array(rows[name].to_numpy(), categorize=True).tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/update/retrain.ipynb #b6861fbf
+# %% ../../nbs/update/retrain.ipynb #0ea0c13a
 LEAST = 50  # labelled rows in either part
 
+def _unfit(dep: Deployment, name: str, part: pd.DataFrame, until: TimeLike, hint: str) -> list[Problem]:
+    "Why a part cannot serve"
+    if len(part) < LEAST:
+        return [Problem(None, "empty", f"the {name} has {len(part)} labelled rows by {until}, and {LEAST} is the least; {hint}")]
+    if dep.first.task != "regression" and part["y_true"].nunique() < 2:
+        return [Problem("y_true", "unseen", f"the {name} has only one class, {part['y_true'].iloc[0]!r}")]
+    return []
+
+# %% ../../nbs/update/retrain.ipynb #ce1bf6c2
 def split(dep: Deployment, rows: pd.DataFrame, until: TimeLike, holdout: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Older rows to train on, and the last `holdout` before `until` to compare on; raises SchemaError if either cannot serve"
     cut = clock.timestamp(clock.micros(until, "until")) - span(holdout)
     train, hold = rows[rows["at"] < cut], rows[rows["at"] >= cut]
-    problems = []
-    for name, part, hint in (("training part", train, "wait for labels, or give a longer window"), ("hold-out", hold, "wait for labels, or give a longer holdout")):
-        if len(part) < LEAST: problems.append(Problem(None, "empty", f"the {name} has {len(part)} labelled rows by {until}, and {LEAST} is the least; {hint}"))
-        elif dep.first.task != "regression" and part["y_true"].nunique() < 2:
-            problems.append(Problem("y_true", "unseen", f"the {name} has only one class, {part['y_true'].iloc[0]!r}"))
+    problems = [*_unfit(dep, "training part", train, until, "wait for labels, or give a longer window"),
+                *_unfit(dep, "hold-out", hold, until, "wait for labels, or give a longer holdout")]
     if problems: raise SchemaError(problems, "data for retraining")
     return train, hold
 
@@ -95,6 +102,14 @@ def features(schema: Schema, rows: pd.DataFrame) -> pd.DataFrame: # the columns 
         else: out[c.name] = rows[c.name].to_numpy()
     return Schema.capture(frame := pd.DataFrame(out)).conform(frame)
 
+# %% ../../nbs/update/retrain.ipynb #ec106848
+def _labels(version: ModelVersion, y: np.ndarray) -> np.ndarray:
+    "Labels of the log with the type they had in the notebook, so that a copy has the same classes"
+    import numpy as np
+    if version.task == "regression": return y.astype(float)
+    original = {str(t): c for t, c in zip(version.classes, version.load().classes_, strict=True)}
+    return np.array([original[v] for v in y])
+
 # %% ../../nbs/update/retrain.ipynb #37478f40
 def fit(estimator: Any,         # fitted or not; a copy is fitted
         X: pd.DataFrame,
@@ -106,6 +121,25 @@ def fit(estimator: Any,         # fitted or not; a copy is fitted
     model = clone(estimator)
     unset = {k: seed for k, v in model.get_params().items() if k.split("__")[-1] == "random_state" and v is None}
     return model.set_params(**unset).fit(X, y)
+
+# %% ../../nbs/update/retrain.ipynb #2bf62e8a
+def answers(version: ModelVersion, rows: pd.DataFrame) -> Any: # P(second class), class probabilities, or predicted numbers, for the gate
+    "What a version says about logged rows"
+    said = version.predict(version.schema.conform(rows[list(version.schema.names)]))
+    if version.task == "multiclass": return said[[f"score_{c}" for c in version.classes]].to_numpy()
+    return said["score" if "score" in said else "prediction"].to_numpy()
+
+# %% ../../nbs/update/retrain.ipynb #64c1e59e
+def truth(version: ModelVersion, rows: pd.DataFrame) -> np.ndarray: # the number of the class, or the number itself
+    "What turned out to be true, as the gate wants it"
+    y = rows["y_true"]
+    return y.to_numpy("float64") if version.task == "regression" else y.map({c: i for i, c in enumerate(version.classes)}).to_numpy("int64")
+
+# %% ../../nbs/update/retrain.ipynb #75cfb6f2
+def _compare(champion: ModelVersion, challenger: ModelVersion, hold: pd.DataFrame, margin: float) -> GateResult:
+    "The gate on the rows of the hold-out, in blocks of days"
+    return gate(truth(champion, hold), answers(champion, hold), answers(challenger, hold), task=champion.task, margin=margin,
+                blocks=hold["at"].dt.floor("D").to_numpy())
 
 # %% ../../nbs/update/retrain.ipynb #7151d27f
 @dataclass(repr=False)
@@ -128,19 +162,7 @@ class RetrainResult(Result):
     def plot(self) -> Figure: return self.gate.plot()
     def to_dict(self) -> dict[str, Any]: return {**super().to_dict(), "info": self.info, "decision": vars(self.decision)}
 
-# %% ../../nbs/update/retrain.ipynb #14e7c437
-def answers(version: ModelVersion, rows: pd.DataFrame) -> Any: # P(second class), class probabilities, or predicted numbers, for the gate
-    "What a version says about logged rows"
-    said = version.predict(version.schema.conform(rows[list(version.schema.names)]))
-    if version.task == "multiclass": return said[[f"score_{c}" for c in version.classes]].to_numpy()
-    return said["score" if "score" in said else "prediction"].to_numpy()
-
-def truth(version: ModelVersion, rows: pd.DataFrame) -> np.ndarray: # the number of the class, or the number itself
-    "What turned out to be true, as the gate wants it"
-    y = rows["y_true"]
-    return y.to_numpy("float64") if version.task == "regression" else y.map({c: i for i, c in enumerate(version.classes)}).to_numpy("int64")
-
-# %% ../../nbs/update/retrain.ipynb #416ccacc
+# %% ../../nbs/update/retrain.ipynb #d6aa5370
 def retrain(dep: Deployment,
             until: TimeLike,               # the moment of training; nothing later is seen
             *,
@@ -159,14 +181,6 @@ def retrain(dep: Deployment,
     info = {"update": "data" if estimator is None else "model", "until": when, "holdout": holdout, "window": window, "seed": seed, "since": rows["at"].min(),
             "train_rows": len(train), "holdout_rows": len(hold), "fingerprint": fingerprint(rows), "base": dep.first.label}
     challenger = register(dep.ws, champion.model, model, X, at=when, parent=champion, info=info, keep_data=False)
-    verdict = gate(truth(champion, hold), answers(champion, hold), answers(challenger, hold), task=champion.task, margin=margin,
-                   blocks=hold["at"].dt.floor("D").to_numpy())
+    verdict = _compare(champion, challenger, hold, margin)
     decision = Decision("promote" if verdict.promote else "refuse", dep.name, challenger.number, verdict.reasons[0], when.isoformat())
     return RetrainResult(challenger, champion, verdict, decision, info)
-
-def _labels(version: ModelVersion, y: np.ndarray) -> np.ndarray:
-    "Labels of the log with the type they had in the notebook, so that a copy has the same classes"
-    import numpy as np
-    if version.task == "regression": return y.astype(float)
-    original = {str(t): c for t, c in zip(version.classes, version.load().classes_, strict=True)}
-    return np.array([original[v] for v in y])
