@@ -644,6 +644,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.monitor.drift._matched': ('monitor/drift.html#_matched', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._moved': ('monitor/drift.html#_moved', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._named': ('monitor/drift.html#_named', 'mlnb/monitor/drift.py'),
+                                    'mlnb.monitor.drift._needs': ('monitor/drift.html#_needs', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._new': ('monitor/drift.html#_new', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._notes': ('monitor/drift.html#_notes', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._nothing': ('monitor/drift.html#_nothing', 'mlnb/monitor/drift.py'),

@@ -62,12 +62,15 @@ def history_until(dep: Deployment,
     if window is not None: rows = rows[rows["at"] >= end - span(window, "window")]
     return rows.sort_values("at", kind="stable", ignore_index=True)
 
-# %% ../../nbs/update/retrain.ipynb #d7f50284
+# %% ../../nbs/update/retrain.ipynb #84dc4539
 def fingerprint(rows: pd.DataFrame) -> str: # 16 hex digits, the same for the same values in the same order
     "A short hash of the content of a table"
     import pandas as pd
     digest = hashlib.sha256("|".join(map(str, rows.columns)).encode())
-    for name in rows: digest.update(pd.util.hash_array(rows[name].to_numpy(), categorize=True).tobytes())
+    for name in rows:
+        values = rows[name].astype("int64") if isinstance(rows[name].dtype, pd.DatetimeTZDtype) else rows[name]
+        codes, levels = pd.factorize(values) if values.dtype.kind not in "if" else (values.to_numpy(), [])
+        digest.update(codes.tobytes() + "|".join(map(str, levels)).encode())
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/update/retrain.ipynb #0ea0c13a
@@ -135,10 +138,10 @@ def truth(version: ModelVersion, rows: pd.DataFrame) -> np.ndarray: # the number
     y = rows["y_true"]
     return y.to_numpy("float64") if version.task == "regression" else y.map({c: i for i, c in enumerate(version.classes)}).to_numpy("int64")
 
-# %% ../../nbs/update/retrain.ipynb #75cfb6f2
-def _compare(champion: ModelVersion, challenger: ModelVersion, hold: pd.DataFrame, margin: float) -> GateResult:
+# %% ../../nbs/update/retrain.ipynb #faab1679
+def _compare(champion: ModelVersion, challenger: ModelVersion, hold: pd.DataFrame, level: float, margin: float) -> GateResult:
     "The gate on the rows of the hold-out, in blocks of days"
-    return gate(truth(champion, hold), answers(champion, hold), answers(challenger, hold), task=champion.task, margin=margin,
+    return gate(truth(champion, hold), answers(champion, hold), answers(challenger, hold), task=champion.task, level=level, margin=margin,
                 blocks=hold["at"].dt.floor("D").to_numpy())
 
 # %% ../../nbs/update/retrain.ipynb #7151d27f
@@ -162,13 +165,14 @@ class RetrainResult(Result):
     def plot(self) -> Figure: return self.gate.plot()
     def to_dict(self) -> dict[str, Any]: return {**super().to_dict(), "info": self.info, "decision": vars(self.decision)}
 
-# %% ../../nbs/update/retrain.ipynb #d6aa5370
+# %% ../../nbs/update/retrain.ipynb #020999ee
 def retrain(dep: Deployment,
             until: TimeLike,               # the moment of training; nothing later is seen
             *,
             holdout: str = "14D",          # the last stretch before `until`, kept from training, on which both are compared
             window: str | None = None,     # train on no more than this long before; on everything by default
             estimator: Any = None,         # what to fit; the champion's own by default
+            level: float = .90,            # of the interval of the gain: equal models are promoted with probability (1 - level) / 2
             margin: float = 0.0,           # promote also when it is certainly no worse than this, in units of the metric
             seed: int = 0,
             ) -> RetrainResult:            # raises SchemaError if there are too few labelled rows
@@ -181,6 +185,6 @@ def retrain(dep: Deployment,
     info = {"update": "data" if estimator is None else "model", "until": when, "holdout": holdout, "window": window, "seed": seed, "since": rows["at"].min(),
             "train_rows": len(train), "holdout_rows": len(hold), "fingerprint": fingerprint(rows), "base": dep.first.label}
     challenger = register(dep.ws, champion.model, model, X, at=when, parent=champion, info=info, keep_data=False)
-    verdict = _compare(champion, challenger, hold, margin)
+    verdict = _compare(champion, challenger, hold, level, margin)
     decision = Decision("promote" if verdict.promote else "refuse", dep.name, challenger.number, verdict.reasons[0], when.isoformat())
     return RetrainResult(challenger, champion, verdict, decision, info)
