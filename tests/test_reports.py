@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 
 import mlnb
 from mlnb.core.errors import NotFound, ParameterError, ReportError
@@ -111,6 +111,26 @@ def test_plain_papermill(ws: mlnb.Workspace, name: str, tmp_path: Path) -> None:
     assert len(ws.reports()) == 0
     if name == "retrain": assert ws.deployment("delays").champion.number == 3 and decisions(ws.deployment("delays"))["actor"].tolist() == ["notebook"]
     else: assert untouched(ws)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["labelled", "no label yet"])
+@pytest.mark.parametrize("task", ["multiclass", "regression", "binary without probabilities"])
+def test_cells_hold_for_every_task(tmp_path: Path, task: str, late: bool) -> None:
+    "The cells of the templates, run here, where no kernel has to start"
+    rng = np.random.default_rng(0)
+    X, noise = pd.DataFrame({"a": rng.normal(size=400), "b": rng.normal(size=400)}), rng.normal(size=400) / 2
+    y = {"multiclass": np.array(["x", "y", "z"])[np.digitize(X.a + noise, [-.5, .5])], "regression": 2 * X.a.to_numpy() + noise}.get(task, np.where(X.a + noise > 0, "p", "q"))
+    model = {"multiclass": LogisticRegression(), "regression": LinearRegression()}.get(task, RidgeClassifier()).fit(X, y)
+    ws = mlnb.open(tmp_path)
+    v1 = register(ws, "m", model, X, y, at="2013-01-26")
+    dep, at = deploy(ws, "m", v1, at="2013-01-26"), pd.Timestamp("2013-01-26", tz="UTC") + pd.to_timedelta(np.arange(400), unit="h")
+    ids = log_predictions(dep, X, v1.predict(X), at=at)
+    if not late: feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at}))
+    for name in ("drift", "evaluate"):
+        cells: dict = {}
+        for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
+            exec(c.source, cells)
+            if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(tmp_path), deployment="m", since="2013-01-26", until="2013-02-10", run="here")
 
 
 def test_values_arrive_as_they_are(ws: mlnb.Workspace, notebook) -> None:
