@@ -1,0 +1,241 @@
+"""The `mlnb` command: exit codes, one JSON object on stdout, sentences on stderr, and a quick start."""
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from mlnb import cli
+from sklearn.linear_model import LogisticRegression
+
+COMMANDS = ["tour", "open", "register", "promote", "serve", "score", "feedback", "drift", "performance", "report", "ls"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "Files of a model, and a workspace made from them with the command alone"
+    here, rng = tmp_path_factory.mktemp("cli"), np.random.default_rng(0)
+    train = pd.DataFrame({"temp": rng.normal(5, 3, 600), "wind": rng.gamma(4, 3, 600)})
+    train["late"] = np.where(rng.random(600) < 1 / (1 + np.exp(3 - train.wind / 4)), "late", "on time")
+    train.to_parquet(here / "train.parquet")
+    train.drop(columns="late").to_parquet(here / "reference.parquet")
+    model = LogisticRegression().fit(train[["temp", "wind"]], train["late"])
+    skops.io.dump(model, here / "model.skops")
+    (here / "model.pkl").write_bytes(pickle.dumps(model))
+    new = pd.DataFrame({"id": [f"{i:04}" for i in range(400)], "at": pd.date_range("2013-03-01", periods=400, freq="111min").astype(str),
+                        "temp": rng.normal(5, 3, 400) + 8 * (np.arange(400) >= 200), "wind": rng.gamma(4, 3, 400)})
+    new.to_csv(here / "march.csv", index=False)
+    new[["temp", "wind"]].to_parquet(here / "current.parquet")
+    pd.DataFrame({"id": new["id"], "y": rng.choice(["late", "on time"], 400), "at": "2013-04-02"}).to_csv(here / "labels.csv", index=False)
+    work = ["-w", str(here / "ws")]
+    assert cli.main(["register", "delays", str(here / "model.skops"), str(here / "train.parquet"), "--target", "late", "--at", "2013-03-01", "--deploy", *work]) == 0
+    assert cli.main(["score", "delays", str(here / "march.csv"), str(here / "scored.parquet"), "--id", "id", "--at", "at", *work]) == 0
+    assert cli.main(["feedback", "delays", str(here / "labels.csv"), *work]) == 0
+    return here
+
+
+@pytest.fixture
+def mlnb(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    "Run a command in the folder; code, out and err, and with --json the object"
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLNB_WORKSPACE", "ws")
+    def run(*args: object) -> Any:
+        capsys.readouterr()
+        code = cli.main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return SimpleNamespace(code=code, out=out, err=err, json=json.loads(out) if "--json" in args and out else None)
+    return run
+
+
+# Exit codes
+
+@pytest.mark.parametrize("args,code", [
+    ((), 0), (("--help",), 0), (("--version",), 0), (("ls",), 0), (("report", "--list"), 0), (("report",), 0), (("report", "--path", "drift"), 0),
+    (("drift", "delays", "--until", "2013-03-10"), 0), (("drift", "delays", "--since", "2013-03-20"), 1), (("performance", "delays"), 0),
+    (("drift", "reference.parquet", "reference.parquet"), 0), (("drift", "reference.parquet", "current.parquet"), 1),
+    (("drift", "reference.parquet", "current.parquet", "--tolerance", "0.99"), 0),
+    (("drfit",), 2), (("--nonsense",), 2), (("drift",), 2), (("ls", "everything"), 2), (("drift", "delays", "--tolerance", "much"), 2), (("serve", "--port", "70000"), 2),
+    (("drift", "nobody"), 2), (("drift", "delays", "--since", "yesterday"), 2), (("drift", "delays", "--since", "2013-03-02", "--until", "2013-03-01"), 2),
+    (("drift", "reference.parquet", "nobody.parquet"), 2), (("drift", "reference.parquet", "current.parquet", "--since", "2013-03-01"), 2),
+    (("drift", "delays", "--tolerance", "-1"), 2), (("performance", "delays", "--chunk", "fortnight"), 2), (("promote", "delays", "7", "--reason", "x"), 2),
+    (("promote", "delays", "1", "--reason", " "), 2), (("score", "delays", "nobody.csv", "out.parquet"), 2), (("feedback", "delays", "model.pkl"), 2),
+    (("report", "drfit"), 2), (("report", "drift", "-p", "deployment"), 2), (("report", "drift", "-p", "deployment=delays", "-p", "sicne=x"), 2),
+    (("report", "drift", "-p", "deployment=nobody"), 2), (("report", "drift"), 2), (("serve", "nobody"), 2), (("serve", "--host", "0.0.0.0"), 2),
+    (("serve", "--token-file", "nobody"), 2), (("tour", "ws"), 2), (("ls", "-w", "nowhere"), 2), (("open", "model.pkl"), 2), (("open", "nowhere", "--read-only"), 2)],
+    ids=lambda x: " ".join(x) or "nothing" if isinstance(x, tuple) else None)
+def test_exit_code(mlnb, args: tuple[str, ...], code: int) -> None:
+    done = mlnb(*args)
+    assert done.code == code, done.out + done.err
+    if code == 2: assert done.err.strip() and not done.out
+    else: assert done.out.strip() and not done.err
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("args,message", [
+    (("drift", "nobody"), "there is no deployment 'nobody'; known: 'delays'"),
+    (("ls", "-w", "nowhere"), "there is no workspace in 'nowhere'; name another with -w FOLDER or MLNB_WORKSPACE, or make this one: mlnb open nowhere"),
+    (("register", "delays", "model.pkl", "train.parquet", "--target", "late"), "model.pkl: this is not a skops file"),
+    (("register", "x", "model.skops", "train.parquet", "--target", "delayed"), "the table has no column 'delayed'; it has temp, wind, late"),
+    (("register", "a/b", "model.skops", "train.parquet", "--target", "late"), "'a/b' is no name for a model"),
+    (("register", "delays", "model.skops", "train.parquet", "--target", "late", "--deploy"), "there is a deployment 'delays' already; register without --deploy"),
+    (("report", "drift", "-p", "deployment=delays", "-p", "sicne=x"), "did you mean 'since'?"),
+    (("report", "drift", "-p", "since"), "-p since: give a parameter as key=value"),
+    (("serve", "--host", "0.0.0.0"), "give a token"),
+    (("feedback", "delays", "model.pkl"), "model.pkl is no table that can be read; give a file that ends in .parquet, .csv, .json, .jsonl")],
+    ids=lambda x: " ".join(x)[:40] if isinstance(x, tuple) else "")
+def test_messages(mlnb, args: tuple[str, ...], message: str) -> None:
+    done = mlnb(*args)
+    assert done.code == 2 and message in done.err and done.err.startswith(f"mlnb {args[0]}: ") and done.out == ""
+    done = mlnb(*args, "--json")
+    assert done.code == 2 and message in done.json["error"] and message in done.err
+
+
+def test_a_pickle_is_not_loaded(mlnb, folder: Path) -> None:
+    class Bomb:
+        def __reduce__(self): return Path.touch, (folder / "boom",)
+    (folder / "bomb.skops").write_bytes(pickle.dumps(Bomb()))
+    before = mlnb("ls", "models", "--json").json
+    assert mlnb("register", "bomb", "bomb.skops", "train.parquet", "--target", "late").code == 2
+    assert not (folder / "boom").exists() and mlnb("ls", "models", "--json").json == before
+
+
+def test_a_bug_is_not_an_alarm(mlnb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def bug(*_: object, **__: object) -> None: raise ZeroDivisionError("oops")
+    monkeypatch.setattr("mlnb.monitor.drift.deployment_drift", bug)
+    assert cli.main(["drift", "delays"]) == 70
+    assert "ZeroDivisionError: oops" in capsys.readouterr().err
+
+
+# One JSON object
+
+@pytest.mark.parametrize("args,keys", [
+    (("ls",), {"models", "deployments", "predictions", "reports"}), (("ls", "models"), {"models"}), (("open", "ws"), {"workspace", "models", "deployments", "predictions", "reports"}),
+    (("drift", "delays"), {"alarm", "reasons", "table", "drifted"}), (("drift", "reference.parquet", "current.parquet"), {"alarm", "reasons", "table"}),
+    (("performance", "delays", "--chunk", "7D"), {"alarm", "reasons", "table"}), (("feedback", "delays", "labels.csv"), {"received", "matched", "unknown", "repeated", "changed"}),
+    (("score", "delays", "march.csv", "again.parquet", "--no-log"), {"rows", "logged", "version", "sink"}), (("report", "--list"), {"drift", "evaluate", "retrain"}),
+    (("report", "drift", "--path"), {"name", "path"}), (("register", "other", "model.skops", "train.parquet", "--target", "late"), {"model", "version", "artefact"})],
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
+def test_json_is_one_object_and_nothing_else(mlnb, args: tuple[str, ...], keys: set[str]) -> None:
+    done = mlnb(*args, "--json")
+    assert keys <= set(done.json) and done.out.count("\n") == 1 and done.err == "" and done.code in (0, 1)
+    assert not re.search(r"NaN|Infinity|\033", done.out)
+
+
+def test_json_says_what_the_library_says(mlnb, folder: Path) -> None:
+    import mlnb as library
+    with library.open(folder / "ws", read_only=True) as ws:
+        dep = ws.deployment("delays")
+        assert mlnb("drift", "delays", "--since", "2013-03-20", "--json").json == json.loads(json.dumps(dep.drift("2013-03-20").to_dict()))
+        assert mlnb("performance", "delays", "--json").json == json.loads(json.dumps(dep.performance().to_dict()))
+
+
+def test_ls(mlnb) -> None:
+    found = mlnb("ls", "--json").json
+    assert found["models"][0] | {"model": "delays", "version": 1, "task": "binary", "features": 2} == found["models"][0]
+    assert found["deployments"][0]["champion"] == "delays v1"
+    assert found["predictions"] == [{"deployment": "delays", "predictions": 400, "labelled": 400, "first": "2013-03-01 00:00", "last": found["predictions"][0]["last"]}]
+    text = mlnb("ls", "deployments").out
+    assert "delays v1" in text and "2013-03-01" in text
+
+
+# What the commands do
+
+def test_register_then_promote(mlnb, folder: Path) -> None:
+    for n in (1, 2):
+        args = ["register", "storms", "model.skops", "train.parquet", "--target", "late", "--at", f"2013-03-0{n}", "-w", "second", "--json"]
+        done = mlnb(*args, *(["--deploy"] if n == 1 else []))
+        assert done.json["version"] == n and done.json["features"] == ["temp", "wind"]
+    assert mlnb("promote", "storms", "2", "--reason", "newer", "--at", "2013-03-05", "-w", "second").code == 0
+    assert mlnb("ls", "deployments", "-w", "second", "--json").json["deployments"][0]["champion"] == "storms v2"
+
+
+def test_ids_of_labels_stay_text(mlnb, folder: Path) -> None:
+    (folder / "labels.json").write_text(json.dumps([{"id": "0001", "y": "late"}]))
+    (folder / "labels.jsonl").write_text('{"id": "0002", "y": "late"}\n')
+    (folder / "more.csv").write_text("id,y\n0003,late\n")
+    for name in ("labels.json", "labels.jsonl", "more.csv"): assert mlnb("feedback", "delays", name, "--json").json["matched"] == 1
+
+
+@pytest.mark.slow
+def test_report(mlnb, folder: Path) -> None:
+    done = mlnb("report", "drift", "-p", "deployment=delays", "-p", "since=2013-03-20", "--json")
+    assert done.code == 1 and done.json["status"] == "succeeded" and done.json["result"]["alarm"] and Path(done.json["html"]).exists()
+    done = mlnb("report", "drift", "-p", "deployment=delays", "-p", "until=2013-03-10")
+    assert done.code == 0 and ".html" in done.out
+    assert len(mlnb("ls", "reports", "--json").json["reports"]) >= 2
+
+
+@pytest.mark.slow
+def test_report_that_fails_while_running(mlnb, folder: Path) -> None:
+    import nbformat
+    cells = [nbformat.v4.new_code_cell("workspace = '.'\nmargin = 0", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1 / margin")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), folder / "own.ipynb")
+    done = mlnb("report", "own.ipynb", "--json")
+    assert done.code == 1 and done.json["status"] == "failed" and "ZeroDivisionError" in done.json["error"] and "ZeroDivisionError" in done.err
+    assert mlnb("report", "own.ipynb", "-p", "margin=high").code == 2
+
+
+def test_read_only_folder_is_only_read(mlnb, folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (folder / "ws").rglob("*") if p.is_file() and not p.name.endswith(("-shm", "-wal"))}
+    for args in (("ls",), ("drift", "delays"), ("performance", "delays"), ("open", "ws", "--read-only")): mlnb(*args)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+# The process itself
+
+def process(*args: str, **kw: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mlnb.cli", *args], capture_output=True, text=True, timeout=120, **kw)
+
+
+def test_help_is_there_at_once() -> None:
+    before = os.times()
+    done = process("--help")
+    after = os.times()
+    assert done.returncode == 0 and all(c in done.stdout for c in COMMANDS)
+    assert after.children_user + after.children_system - before.children_user - before.children_system < .6  # alone 0.15 s; the machine may be busy
+    heavy = "import sys, mlnb.cli; print([m for m in ('numpy', 'pandas', 'sqlalchemy', 'sklearn', 'matplotlib', 'fastapi', 'ipywidgets', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_an_example(mlnb, name: str) -> None:
+    done = mlnb(name, "--help")
+    assert done.code == 0 and f"Example:\n    mlnb {name}" in done.out.replace("MLNB_TOKEN=... ", "") and "--json" in done.out
+
+
+def test_exit_code_and_streams_of_the_process(folder: Path) -> None:
+    env = {**os.environ, "MLNB_WORKSPACE": str(folder / "ws"), "LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}
+    done = process("drift", "delays", "--since", "2013-03-20", "--json", env=env)
+    assert done.returncode == 1 and json.loads(done.stdout)["alarm"] and done.stderr == ""
+    done = process("drift", "nobody", env=env)
+    assert done.returncode == 2 and done.stdout == "" and "known: 'delays'" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_serve_says_where_answers_and_stops(folder: Path) -> None:
+    env = {**os.environ, "MLNB_TOKEN": "open sesame"}
+    server = subprocess.Popen([sys.executable, "-m", "mlnb.cli", "serve", "-w", str(folder / "ws"), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        said = json.loads(server.stdout.readline())
+        assert said["deployments"][0] == "delays"
+        ask = urllib.request.Request(said["url"] + "/healthz", headers={"Authorization": "Bearer open sesame"})
+        assert urllib.request.urlopen(ask, timeout=20).status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401"): urllib.request.urlopen(said["url"] + "/healthz", timeout=20)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert server.wait(30) == 0 and time.monotonic() - start < 25
+    assert server.stdout.read() == ""
