@@ -23,7 +23,8 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 # %% auto #0
 __all__ = ['Array', 'SAMPLE', 'BLOCK', 'MAX', 'LEVELS', 'EXTRA', 'ColumnProfile', 'bin_edges', 'merge_moments', 'NumericProfile',
-           'count_numbers', 'CategoricalProfile', 'count_levels', 'plan_column', 'count_column', 'Profile', 'profile']
+           'count_numbers', 'CategoricalProfile', 'count_levels', 'as_numbers', 'plan_column', 'count_column',
+           'Profile', 'profile']
 
 # %% ../../nbs/core/profile.ipynb #f460f4b3
 SAMPLE = 131_072  # rows that decide the edges
@@ -185,9 +186,10 @@ def _add_categorical(a: CategoricalProfile, b: Any) -> CategoricalProfile:
     extra = {level: a.extra.get(level, 0) + b.extra.get(level, 0) for level in {**a.extra, **b.extra}}
     return replace(a, counts=a.counts + b.counts, extra=_lowest(extra), n_extra=a.n_extra + b.n_extra, nulls=a.nulls + b.nulls)
 
-# %% ../../nbs/core/profile.ipynb #78900f0b
-def _as_numbers(values: pd.Series, kind: Kind) -> tuple[Array, Array | None]:
-    "A column as numbers, NaN for null; and the rows that are of another kind"
+# %% ../../nbs/core/profile.ipynb #02baae8e
+def as_numbers(values: pd.Series, kind: Kind,   # a column, and what it is read as
+               ) -> tuple[Array, Array | None]: # shape (n,), NaN for null; and which rows are of another kind
+    "A column as numbers: times in seconds since 1970, texts by their length"
     read = read_column(values, kind)
     if kind == "datetime": out = np.where(read.values.isna(), np.nan, read.values.dt.as_unit("us").astype("int64") / 1e6)
     elif kind == "text": out = (read.values if read.wrong is None else read.values.astype(str)).str.len().to_numpy(dtype=float, na_value=np.nan)
@@ -211,7 +213,7 @@ def _as_levels(values: pd.Series, kind: Kind, of: Kind | None) -> tuple[dict[str
         return {_label(k): n for k, n in zip(values.cat.categories, counts, strict=True) if n}, nulls, read.wrong
     return {_label(k): int(n) for k, n in values.value_counts(sort=False).items()}, nulls, read.wrong
 
-# %% ../../nbs/core/profile.ipynb #19a55da3
+# %% ../../nbs/core/profile.ipynb #48ada227
 ColumnProfile: TypeAlias = NumericProfile | CategoricalProfile
 
 def plan_column(name: str, values: pd.Series, # the reference
@@ -225,7 +227,7 @@ def plan_column(name: str, values: pd.Series, # the reference
         found = _as_levels(values, kind, of)[0]
         levels = sorted(found, key=lambda level: (-found[level], level))[:LEVELS] if kind == "categorical" else ["False", "True"]
         return CategoricalProfile(kind, tuple(levels), np.zeros(len(levels), np.int64), values=of)
-    edges = bin_edges(np.asarray(_as_numbers(values, kind)[0]), bins)
+    edges = bin_edges(np.asarray(as_numbers(values, kind)[0]), bins)
     return NumericProfile(kind, edges, np.zeros(len(edges) + 1, np.int64))
 
 def _values_of(values: pd.Series) -> Kind | None:
@@ -235,13 +237,13 @@ def _values_of(values: pd.Series) -> Kind | None:
     kinds: dict[str, Kind] = {"string": "text", "empty": "text", "boolean": "boolean", "integer": "numeric", "floating": "numeric"}
     return kinds.get(pd.api.types.infer_dtype(levels) if len(levels) else "empty")
 
-# %% ../../nbs/core/profile.ipynb #980c3b88
+# %% ../../nbs/core/profile.ipynb #304474c7
 def count_column(name: str, values: pd.Series, # any column of that name
                  like: ColumnProfile,          # its bins or levels
                  ) -> ColumnProfile:           # raises SchemaError if the column holds another kind than the reference
     "The profile of a column on given bins or levels"
     if isinstance(like, NumericProfile):
-        numbers, wrong = _as_numbers(values, like.kind)
+        numbers, wrong = as_numbers(values, like.kind)
         if wrong is None: return count_numbers(numbers, like.edges, like.kind)
     else:
         found, nulls, wrong = _as_levels(values, like.kind, like.values)
