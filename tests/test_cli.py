@@ -162,6 +162,22 @@ def test_register_then_promote(mlnb, folder: Path) -> None:
     assert mlnb("ls", "deployments", "-w", "second", "--json").json["deployments"][0]["champion"] == "storms v2"
 
 
+def test_tour_shows_what_the_library_returns(mlnb, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlnb.tour import TourResult
+    month = {"month": "2013-03", "n": 100, "labelled": 90, "rate": .2, "auc_champion": .7, "auc_first": .7, "champion": "delays v1", "drifted": ["temp"],
+             "retrained": False, "promoted": False, "reason": "none yet"}
+    asked: dict[str, Any] = {}
+    def live(where: Any, **kw: Any) -> TourResult:
+        asked.update(kw, where=where)
+        return TourResult([month], ["reports/a.html"], "my tour", 1.5)
+    monkeypatch.setattr("mlnb.tour.tour", live)
+    done = mlnb("tour", "my tour", "--seed", "3", "--json")
+    assert done.code == 0 and set(done.json) == {"months", "reports", "workspace", "seconds"} and done.json["months"][0]["auc_champion"] == .7
+    assert asked == {"where": "my tour", "seed": 3, "progress": False}
+    text = mlnb("tour").out
+    assert "2013-03" in text and "What to do next" in text and "mlnb serve -w 'my tour'" in text and asked["where"] is None and asked["progress"]
+
+
 def test_ids_of_labels_stay_text(mlnb, folder: Path) -> None:
     (folder / "labels.json").write_text(json.dumps([{"id": "0001", "y": "late"}]))
     (folder / "labels.jsonl").write_text('{"id": "0002", "y": "late"}\n')
