@@ -81,7 +81,17 @@ def _sound_histogram(tree: Any, features: int) -> bool:
     sound = _sound(n["left"], n["right"], n["is_leaf"], n["feature_idx"], features)
     return sound and bool((n["bitset_idx"][n["is_categorical"].astype(bool)] < sets).all())
 
-# %% ../../nbs/core/artefact.ipynb #03acd542
+# %% ../../nbs/core/artefact.ipynb #8d9d5676
+def _sound_neighbours(tree: Any) -> bool:
+    "Is a KDTree or a BallTree sound?"
+    import numpy as np
+    data, order, nodes, _ = (np.asarray(a) for a in tree.get_arrays())
+    inner, n = np.flatnonzero(nodes["is_leaf"] == 0), len(data)
+    ok = [len(order) == n, (order >= 0).all(), (order < n).all(), (2 * inner + 2 < len(nodes)).all(),
+          (nodes["idx_start"] >= 0).all(), (nodes["idx_start"] <= nodes["idx_end"]).all(), (nodes["idx_end"] <= n).all()]
+    return all(map(bool, ok))
+
+# %% ../../nbs/core/artefact.ipynb #4c817f8c
 def check_trees(model: Any, # a loaded estimator; raises ArtefactError if one of its trees points outside
                 ) -> Any:   # the same estimator
     "Refuse an estimator whose trees could make compiled code read outside their arrays"
@@ -89,6 +99,7 @@ def check_trees(model: Any, # a loaded estimator; raises ArtefactError if one of
     for owner in _parts(model):
         kind, features = type(owner).__name__, getattr(owner, "_n_features", features)
         if kind == "Tree": ok = _sound_tree(owner)
+        elif kind in ("KDTree", "BallTree"): ok = _sound_neighbours(owner)
         elif kind == "TreePredictor": ok = _sound_histogram(owner, features)
         else: continue
         if not ok: raise ArtefactError(f"a {kind} in this model has a node that points outside the tree; the file is damaged or forged and is not used")

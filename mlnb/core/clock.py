@@ -25,7 +25,7 @@ def _no_time(name: str, given: object) -> ParameterError:
     "The error for what is not a time"
     return ParameterError(f"{name}={given!r} is not a time; give a date such as '2013-07-01', an ISO 8601 time or a datetime")
 
-# %% ../../nbs/core/clock.ipynb #e0eeb03c
+# %% ../../nbs/core/clock.ipynb #bb71ff23
 def micros(t: TimeLike,      # text (ISO 8601), date, datetime, datetime64 or Timestamp; UTC unless it says otherwise
            name: str = "time", # the parameter's name, for the error
            ) -> int:         # microseconds since 1970-01-01 UTC
@@ -33,7 +33,7 @@ def micros(t: TimeLike,      # text (ISO 8601), date, datetime, datetime64 or Ti
     import pandas as pd
     try: stamp = pd.Timestamp(t)  # type: ignore[arg-type]
     except (ValueError, TypeError) as e: raise _no_time(name, t) from e
-    if isinstance(t, (bool, int, float)) or stamp is pd.NaT: raise _no_time(name, t)
+    if isinstance(t, (bool, int, float)) or hasattr(t, "dtype") and t.dtype.kind in "biuf" or stamp is pd.NaT: raise _no_time(name, t)
     stamp = stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp.tz_convert("UTC")
     return int(stamp.to_datetime64().astype("datetime64[us]").astype("int64"))
 

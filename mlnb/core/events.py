@@ -84,13 +84,14 @@ def _cells(dep: Deployment, X: pd.DataFrame, outputs: pd.DataFrame) -> list[list
     asked = [sql_values(X[c.name], c.kind) for c in dep.schema.columns]
     return asked + [sql_values(outputs[c.name], c.kind) if c.name in outputs else [None] * len(X) for c in dep.outputs.columns]
 
-# %% ../../nbs/core/events.ipynb #12240e7c
+# %% ../../nbs/core/events.ipynb #67ee2394
 def _names_times_units(n: int, ids: Any, at: Any, unit: Any, now: int) -> tuple[np.ndarray, list[int], list[Any]]:
     "The id, the event time and the unit of each of `n` rows, as given or by default"
     import numpy as np
+    import pandas as pd
     names = new_ids(n) if ids is None else np.array([str(i) for i in ids], object)
     times = [now] * n if at is None else clock.micros_array(at).tolist() if np.ndim(at) else [clock.micros(at, "at")] * n
-    units = [None if u is None or u != u else str(u) for u in unit] if np.ndim(unit) else [unit] * n
+    units = [None if pd.isna(u) else str(u) for u in unit] if np.ndim(unit) else [None if unit is None else str(unit)] * n
     return names, times, units
 
 # %% ../../nbs/core/events.ipynb #0e7dbe41

@@ -93,13 +93,14 @@ def badge(text: str,       # what it says
     return (f'<span style="background:{ORANGE if bad else GREEN};color:#fff;border-radius:4px;padding:1px 8px;'
             f'font-weight:600">{html.escape(text)}</span>')
 
-# %% ../../nbs/core/result.ipynb #7eaf4260
+# %% ../../nbs/core/result.ipynb #a48780f6
 def format_cell(x: Any) -> str: # a short text for people
     "One value of a table: four significant digits, a dash for nothing"
     if x is None or (isinstance(x, float) and math.isnan(x)): return "–"
-    if isinstance(x, bool) or type(x).__name__ == "bool_": return "yes" if x else "no"
+    if type(x).__name__ in ("bool", "bool_"): return "yes" if x else "no"
     if isinstance(x, float) or type(x).__name__.startswith("float"): return f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}"
     if isinstance(x, int) or type(x).__name__.startswith("int"): return f"{x:,}"
+    if hasattr(x, "isoformat"): return f"{x:%Y-%m-%d %H:%M}".removesuffix(" 00:00") if x == x else "–"
     return str(x)
 
 # %% ../../nbs/core/result.ipynb #19c31efb
@@ -110,14 +111,14 @@ def _td(x: Any) -> str:
     side = "right" if isinstance(x, (int, float)) or hasattr(x, "dtype") else "left"
     return f'<td style="{CELL}{side}">{html.escape(format_cell(x))}</td>'
 
-# %% ../../nbs/core/result.ipynb #e326629f
+# %% ../../nbs/core/result.ipynb #58a85f0e
 def html_table(df: pd.DataFrame,   # what to show
                rows: int = 30,     # show at most so many rows
                ) -> str:           # markup
     "A small table with inline styles"
     head = "".join(f'<th style="{CELL}left">{html.escape(str(c))}</th>' for c in df.columns)
     body = "".join("<tr>" + "".join(map(_td, r)) + "</tr>" for r in df.head(rows).itertuples(index=False, name=None))
-    more = f'<div style="opacity:.7">… and {len(df) - rows} more rows</div>' if len(df) > rows else ""
+    more = f'<div style="opacity:.7">… and {len(df) - rows} more</div>' if len(df) > rows else ""
     return f'<table style="border-collapse:collapse;font-size:90%"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}'
 
 # %% ../../nbs/core/result.ipynb #b6d371eb

@@ -151,14 +151,14 @@ def _check(file: Path) -> None:
     if found and int(found) > FORMAT:
         raise WorkspaceError(f"{file} has format {found}, and this mlnb knows formats up to {FORMAT}; nothing was changed. Upgrade: pip install -U mlnb")
 
-# %% ../../nbs/core/store.ipynb #67041b53
+# %% ../../nbs/core/store.ipynb #f57e637b
 def _folder(where: str | os.PathLike[str]) -> Path:
     "The folder that a path or an sqlite: URL names"
     text = os.fspath(where)
     scheme, sep, rest = text.partition("://")
-    if sep and scheme not in ("sqlite", "file"):
+    if sep and scheme != "sqlite":
         raise ParameterError(f"{text.split('@')[-1]!r}: {scheme} is not supported yet; give a folder, or sqlite:///folder")
-    path = Path(rest if sep and rest.startswith("//") else rest.removeprefix("/") if sep else text).expanduser()
+    path = Path(rest.removeprefix("/") if sep else text).expanduser()
     if path.is_file(): raise WorkspaceError(f"{path} is a file; a workspace is a folder")
     return path
 

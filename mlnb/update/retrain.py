@@ -47,7 +47,7 @@ def _base(dep: Deployment, end: pd.Timestamp) -> list[pd.DataFrame]:
     if "at" not in base: base = base.assign(at=pd.Timestamp(0, tz="UTC"))
     return [base[base["at"] < end]]
 
-# %% ../../nbs/update/retrain.ipynb #4fb1bf20
+# %% ../../nbs/update/retrain.ipynb #fbf4d391
 def history_until(dep: Deployment,
                   until: TimeLike,               # the moment of training; nothing later is seen
                   window: str | None = None,     # only rows of this long before, such as "90D"; all by default
@@ -58,19 +58,20 @@ def history_until(dep: Deployment,
     names = dep.schema.names
     logged = labelled(dep, None, until, as_of=until, columns=["at", *names])
     plain = {c.name: object for c in dep.schema.columns if c.kind == "categorical"}
-    rows = pd.concat([p.loc[p["y_true"].notna(), ["at", "y_true", *names]].astype(plain) for p in [*_base(dep, end), logged] if len(p)], ignore_index=True)
+    parts = [p for p in [*_base(dep, end), logged] if len(p)] or [logged]
+    rows = pd.concat([p.loc[p["y_true"].notna(), ["at", "y_true", *names]].astype(plain) for p in parts], ignore_index=True)
     if window is not None: rows = rows[rows["at"] >= end - span(window, "window")]
     return rows.sort_values("at", kind="stable", ignore_index=True)
 
-# %% ../../nbs/update/retrain.ipynb #84dc4539
+# %% ../../nbs/update/retrain.ipynb #a4bf59b2
 def fingerprint(rows: pd.DataFrame) -> str: # 16 hex digits, the same for the same values in the same order
     "A short hash of the content of a table"
     import pandas as pd
     digest = hashlib.sha256("|".join(map(str, rows.columns)).encode())
     for name in rows:
-        values = rows[name].astype("int64") if isinstance(rows[name].dtype, pd.DatetimeTZDtype) else rows[name]
+        values: Any = rows[name].astype("int64") if isinstance(rows[name].dtype, pd.DatetimeTZDtype) else rows[name]
         codes, levels = pd.factorize(values) if values.dtype.kind not in "if" else (values.to_numpy(), [])
-        digest.update(codes.tobytes() + "|".join(map(str, levels)).encode())
+        digest.update(codes.tobytes() + "|".join(str(v) for v in levels).encode())
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/update/retrain.ipynb #0ea0c13a
@@ -125,12 +126,14 @@ def fit(estimator: Any,         # fitted or not; a copy is fitted
     unset = {k: seed for k, v in model.get_params().items() if k.split("__")[-1] == "random_state" and v is None}
     return model.set_params(**unset).fit(X, y)
 
-# %% ../../nbs/update/retrain.ipynb #2bf62e8a
+# %% ../../nbs/update/retrain.ipynb #4d8553fa
 def answers(version: ModelVersion, rows: pd.DataFrame) -> Any: # P(second class), class probabilities, or predicted numbers, for the gate
     "What a version says about logged rows"
     said = version.predict(version.schema.conform(rows[list(version.schema.names)]))
-    if version.task == "multiclass": return said[[f"score_{c}" for c in version.classes]].to_numpy()
-    return said["score" if "score" in said else "prediction"].to_numpy()
+    if version.task == "regression": return said["prediction"].to_numpy()
+    if len(said.columns) > 1: return said["score"].to_numpy() if "score" in said else said[[f"score_{c}" for c in version.classes]].to_numpy()
+    sure = (said["prediction"].to_numpy()[:, None] == version.classes).astype(float)  # labels only: each as if it were certain
+    return sure[:, 1] if version.task == "binary" else sure
 
 # %% ../../nbs/update/retrain.ipynb #64c1e59e
 def truth(version: ModelVersion, rows: pd.DataFrame) -> np.ndarray: # the number of the class, or the number itself
@@ -138,10 +141,11 @@ def truth(version: ModelVersion, rows: pd.DataFrame) -> np.ndarray: # the number
     y = rows["y_true"]
     return y.to_numpy("float64") if version.task == "regression" else y.map({c: i for i, c in enumerate(version.classes)}).to_numpy("int64")
 
-# %% ../../nbs/update/retrain.ipynb #faab1679
+# %% ../../nbs/update/retrain.ipynb #b039f5e5
 def _compare(champion: ModelVersion, challenger: ModelVersion, hold: pd.DataFrame, level: float, margin: float) -> GateResult:
     "The gate on the rows of the hold-out, in blocks of days"
-    return gate(truth(champion, hold), answers(champion, hold), answers(challenger, hold), task=champion.task, level=level, margin=margin,
+    metric = "accuracy" if champion.task != "regression" and len(champion.outputs) == 1 else None  # without probabilities, labels are all there is
+    return gate(truth(champion, hold), answers(champion, hold), answers(challenger, hold), task=champion.task, metric=metric, level=level, margin=margin,
                 blocks=hold["at"].dt.floor("D").to_numpy())
 
 # %% ../../nbs/update/retrain.ipynb #7151d27f
