@@ -656,6 +656,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._Sides': ('monitor/drift.html#_sides', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._alarms': ('monitor/drift.html#_alarms', 'mlnb/monitor/drift.py'),
+                                    'mlnb.monitor.drift._answered_last': ('monitor/drift.html#_answered_last', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._axis': ('monitor/drift.html#_axis', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._beyond': ('monitor/drift.html#_beyond', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._categorical': ('monitor/drift.html#_categorical', 'mlnb/monitor/drift.py'),
