@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlnb.core.errors import ParameterError, SchemaError
-from mlnb.core.schema import Schema, as_frame, kind_of
+from mlnb.core.columns import as_frame, kind_of
+from mlnb.core.schema import Schema
 
 PANDAS3 = int(pd.__version__.split(".")[0]) >= 3
 T = ["2013-07-01 05:15:00", "2013-07-02 06:00:00", "2013-07-03 07:00:00"]
