@@ -31,18 +31,19 @@ def datatype(column: Column) -> str: # FP64, INT64, BOOL or BYTES
     kinds = {type(v) for v in column.levels}
     return "BOOL" if kinds == {bool} else "INT64" if kinds == {int} else "FP64" if kinds <= {int, float} else "BYTES"
 
-# %% ../../nbs/deploy/protocol.ipynb #bcbe0b42
+# %% ../../nbs/deploy/protocol.ipynb #630e01ae
 def tensors(schema: Schema, *first: dict[str, Any]) -> list[dict[str, Any]]: # name, datatype and shape of each column
     "The columns of a schema as tensors of the protocol; -1 means any number of rows"
     return [*first, *({"name": c.name, "datatype": datatype(c), "shape": [-1]} for c in schema.columns)]
 
+# %% ../../nbs/deploy/protocol.ipynb #63adf1a1
 def served(dep: Deployment) -> dict[int, ModelVersion]: # number -> version, oldest first
     "The versions that callers may name"
     ids = dep.ws.rows(sa.select(st.ROLES.c.version_id).where(st.ROLES.c.deployment_id == dep.id).distinct())
     found = [registry.version_by_id(dep.ws, r.version_id) for r in ids]
     return {v.number: v for v in sorted(found, key=lambda v: v.number)}
 
-# %% ../../nbs/deploy/protocol.ipynb #5588009f
+# %% ../../nbs/deploy/protocol.ipynb #199abfc8
 def chosen(dep: Deployment,
            number: str | None,   # as it stands in the address; None: the champion
            ) -> ModelVersion:    # raises NotFound, listing those that may be named
@@ -53,6 +54,7 @@ def chosen(dep: Deployment,
     if number not in known: raise NotFound.of(f"version of {dep.name!r}", number, list(known))
     return known[number]
 
+# %% ../../nbs/deploy/protocol.ipynb #7522e539
 def metadata(dep: Deployment, number: str | None = None) -> dict[str, Any]:
     "What a client has to know to call a deployment"
     version, row_id = chosen(dep, number), {"name": "id", "datatype": "BYTES", "shape": [-1]}
@@ -68,7 +70,7 @@ def flat(data: Any) -> list[Any]: # the values in row-major order; raises ValueE
     if not all(nested) or len({len(v) for v in data}) > 1: raise ValueError("is nested unevenly")
     return flat([v for row in data for v in row])
 
-# %% ../../nbs/deploy/protocol.ipynb #94066b64
+# %% ../../nbs/deploy/protocol.ipynb #6a50aada
 def _known(value: Any, datatype: str) -> bool:
     "Is a value of JSON of this datatype, or missing?"
     if value is None or value != value: return True
@@ -76,6 +78,7 @@ def _known(value: Any, datatype: str) -> bool:
     if datatype == "BOOL": return isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1))
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
+# %% ../../nbs/deploy/protocol.ipynb #e0aaa5d9
 def read_tensor(tensor: dict[str, Any], # as in the `inputs` of a request
                 ) -> list[Any]:         # a value for each row, None where missing; raises ValueError
     "The values of an input tensor"
@@ -89,7 +92,7 @@ def read_tensor(tensor: dict[str, Any], # as in the `inputs` of a request
     if odd := [v for v in values if not _known(v, kind)]: raise ValueError(f"has datatype {kind} but holds {odd[0]!r}")
     return [None if v is None or v != v else bool(v) if kind == "BOOL" else v for v in values]
 
-# %% ../../nbs/deploy/protocol.ipynb #9934712c
+# %% ../../nbs/deploy/protocol.ipynb #b7eb4ebb
 def _tensors_of(request: Any) -> list[Any]:
     "The inputs of a request, or what is wrong with the request as a whole"
     if not isinstance(request, dict): raise ParameterError(f"an inference request is a JSON object with 'inputs', not a {type(request).__name__}")
@@ -101,6 +104,7 @@ def _tensors_of(request: Any) -> list[Any]:
     if twice := sorted({n for n in names if names.count(n) > 1}): raise ParameterError(f"inputs are given twice: {', '.join(twice)}")
     return inputs
 
+# %% ../../nbs/deploy/protocol.ipynb #3c4c80f4
 def read_inputs(request: Any) -> pd.DataFrame: # a column for each tensor; raises ParameterError with all that is wrong
     "The frame that an inference request asks about"
     columns, wrong = {}, []
@@ -130,7 +134,7 @@ def options(given: Any,         # an object that may have `ids`, `at` and `unit`
     if wrong: raise ParameterError("; ".join(wrong))
     return out
 
-# %% ../../nbs/deploy/protocol.ipynb #297b9e01
+# %% ../../nbs/deploy/protocol.ipynb #6619b3a7
 def wanted(request: dict[str, Any], outputs: list[str]) -> list[str]: # in the order asked for; raises ParameterError
     "The outputs that a request names, or all"
     asked = request.get("outputs") or []
@@ -140,6 +144,7 @@ def wanted(request: dict[str, Any], outputs: list[str]) -> list[str]: # in the o
     if unknown := [n for n in names if n not in outputs]: raise ParameterError(f"there is no output {unknown[0]!r}; known: {', '.join(outputs)}")
     return names or outputs
 
+# %% ../../nbs/deploy/protocol.ipynb #0a0cd488
 def values_of(column: pd.Series) -> list[Any]: # plain JSON values, None where missing or infinite
     "A column as JSON"
     return [None if v is None or (isinstance(v, float) and not math.isfinite(v)) else v for v in column.tolist()]
