@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlnb.core.errors import ParameterError, SchemaError
-from mlnb.core.profile import BLOCK, EXTRA, Profile, bin_edges, count_numbers, merge_moments, profile
+from mlnb.core.profile import BLOCK, EXTRA, Profile, bin_edges, count_by_grid, count_by_sorting, count_numbers, make_grid, merge_moments, profile
 
 SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, 2.0, 5e-324, 1.7e308, -1.7e308, float(np.nextafter(1.0, 0)), float(np.nextafter(1.0, 2))])
 NUMBERS = st.lists(SPECIAL | st.floats() | st.integers(-3, 3).map(float), max_size=60)
@@ -67,6 +67,32 @@ def test_counts_are_exact(reference, values, bins):
     assert p.counts.tolist() == np.bincount(np.searchsorted(edges, finite, side="left"), minlength=len(edges) + 1).tolist()
     assert (p.nulls, p.neg_inf, p.pos_inf, p.n) == (np.isnan(x).sum(), (x == -np.inf).sum(), (x == np.inf).sum(), len(x))
     assert (p.low, p.high) == ((finite.min(), finite.max()) if len(finite) else (None, None))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(SPECIAL | st.floats() | st.floats(0, 1) | st.integers(-9, 9).map(float), min_size=4, max_size=80), NUMBERS, st.floats(-1e9, 1e9), st.sampled_from([1.0, 1e-9, 1e9, 1e-300]))
+def test_a_grid_counts_as_sorting_does(reference, values, shift, scale):
+    with np.errstate(over="ignore"): reference = np.array(reference) * scale + shift
+    edges = bin_edges(reference)
+    grid = make_grid(edges)
+    if grid is None: return
+    with np.errstate(over="ignore"): near = np.concatenate([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf), edges[1:] / 2 + edges[:-1] / 2, np.array(values, float)])
+    a, b = count_by_grid(near, edges, grid), count_by_sorting(near, edges)
+    assert np.array_equal(a.counts, b.counts) and a[1:] == b[1:]
+
+
+@pytest.mark.parametrize("shape", ["normal", "lognormal", "atoms", "far", "two heaps", "nulls", "constant"])
+def test_large_columns_are_counted_exactly(shape):
+    rng, n = np.random.default_rng(0), 9 * BLOCK + 5
+    x = {"normal": rng.normal(size=n), "lognormal": rng.lognormal(0, 3, n), "atoms": rng.poisson(20, n).astype(float), "far": 1e12 + rng.normal(size=n),
+         "two heaps": np.where(rng.random(n) < .5, rng.normal(size=n), 1e9 + rng.normal(size=n)), "nulls": np.where(rng.random(n) < .8, np.nan, rng.normal(size=n)),
+         "constant": np.full(n, 3.0)}[shape]
+    x[rng.integers(0, n, 50)] = rng.choice([np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0], 50)
+    p, finite = count_numbers(x, edges := bin_edges(x)), x[np.isfinite(x)]
+    assert p.counts.tolist() == np.bincount(np.searchsorted(edges, finite, side="left"), minlength=len(edges) + 1).tolist()
+    assert (p.nulls, p.neg_inf, p.pos_inf) == (np.isnan(x).sum(), (x == -np.inf).sum(), (x == np.inf).sum()) and p.n == n
+    parts = [count_numbers(c, edges) for c in np.array_split(x, 3)]
+    assert np.array_equal(sum((q.counts for q in parts)), p.counts) and (p.low, p.high) == (finite.min(), finite.max())
 
 
 @given(NUMBERS)
