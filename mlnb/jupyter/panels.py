@@ -33,9 +33,17 @@ __all__ = ['FEW', 'CUSTOM', 'USUAL', 'NUMBERS', 'header', 'notice', 'heading', '
            'windows', 'marks', 'between', 'entries', 'DriftPanel', 'cover', 'choose', 'judge', 'refresh', 'run_report',
            'drift']
 
-# %% ../../nbs/jupyter/panels.ipynb #8a23f667
-FEW = 4  # reasons that are shown at once; the others are behind a fold
+# %% ../../nbs/jupyter/panels.ipynb #d3af8c0f
+FEW = 4  # reasons that are shown at once
 
+def _bullets(reasons: Iterable[str]) -> str: # markup; nothing for no reasons
+    "Sentences as a list, with all but the first few behind a fold"
+    items = [f'<li style="margin:2px 0">{html.escape(r)}</li>' for r in reasons]
+    few, more = "".join(items[:FEW]), "".join(items[FEW:])
+    more = more and f'<details><summary style="cursor:pointer;opacity:.75">and {len(items) - FEW} more</summary>{more}</details>'
+    return f'<ul style="margin:8px 0 4px 0;padding-left:20px">{few}{more}</ul>' if items else ""
+
+# %% ../../nbs/jupyter/panels.ipynb #aa4d3715
 def header(title: str,                  # what the panel is about
            facts: Iterable[str] = (),   # short facts: champion, window, number of rows
            reasons: Iterable[str] = (), # sentences
@@ -44,13 +52,9 @@ def header(title: str,                  # what the panel is about
            ) -> str:                    # markup
     "The head of a panel"
     line = " &nbsp;·&nbsp; ".join(html.escape(f) for f in facts)
-    items = [f'<li style="margin:2px 0">{html.escape(r)}</li>' for r in reasons]
-    few, more = "".join(items[:FEW]), "".join(items[FEW:])
-    more = more and f'<details><summary style="cursor:pointer;opacity:.75">and {len(items) - FEW} more</summary>{more}</details>'
     return (f'<div style="font-size:14px"><div style="display:flex;align-items:center;flex-wrap:wrap;gap:10px">'
             f'<span style="font-size:18px;font-weight:600">{html.escape(title)}</span>{badge(verdict, bad) if verdict else ""}</div>'
-            f'<div style="opacity:.75;margin-top:2px">{line}</div>'
-            + (f'<ul style="margin:8px 0 4px 0;padding-left:20px">{few}{more}</ul>' if items else "") + "</div>")
+            f'<div style="opacity:.75;margin-top:2px">{line}</div>{_bullets(reasons)}</div>')
 
 # %% ../../nbs/jupyter/panels.ipynb #3050221f
 def notice(text: str,          # a sentence
@@ -91,13 +95,14 @@ def frame(*parts: DOMWidget) -> DOMWidget:
     box.add_class("mlnb-panel")
     return box
 
-# %% ../../nbs/jupyter/panels.ipynb #61ca6a3f
+# %% ../../nbs/jupyter/panels.ipynb #b439a01e
 class Span(NamedTuple):
     "What the log of a deployment covers"
     first: pd.Timestamp  # event time of the first prediction
     last: pd.Timestamp   # and of the last
     rows: int            # how many there are
 
+# %% ../../nbs/jupyter/panels.ipynb #c053bb4f
 def span(dep: Deployment) -> Span | None: # None if nothing is logged
     "From when to when predictions are logged"
     log = events.tables(dep)[0]
@@ -119,7 +124,12 @@ def windows(log: Span,            # what the log covers
     if len(months) > 1: found |= {m.strftime("%B %Y"): (m, m + pd.offsets.MonthBegin()) for m in months[:-25:-1]}
     return found | {"Everything": (log.first.floor("h"), end)}
 
-# %% ../../nbs/jupyter/panels.ipynb #5e528c3c
+# %% ../../nbs/jupyter/panels.ipynb #f45f4526
+def _plain(t: pd.Timestamp, text: str = "%-d %b %Y") -> str:
+    "A time as text; %-d is the day without a zero, on every system"
+    return t.strftime(text.replace("%-d", str(t.day)))
+
+# %% ../../nbs/jupyter/panels.ipynb #9b576704
 def marks(log: Span) -> list[tuple[str, tuple[pd.Timestamp, pd.Timestamp]]]: # (label, [start, end)) in order of time
     "The days of the log, or the hours of a short one"
     import pandas as pd
@@ -127,10 +137,6 @@ def marks(log: Span) -> list[tuple[str, tuple[pd.Timestamp, pd.Timestamp]]]: # (
     unit, step, text = ("h", pd.Timedelta(hours=1), "%-d %b %H:00") if short else ("D", pd.Timedelta(days=1), "%-d %b %Y")
     starts = pd.date_range(log.first.floor(unit), log.last, freq=unit)
     return [(_plain(t, text), (t, t + step)) for t in starts]
-
-def _plain(t: pd.Timestamp, text: str = "%-d %b %Y") -> str:
-    "A time as text; %-d is the day without a zero, on every system"
-    return t.strftime(text.replace("%-d", str(t.day)))
 
 # %% ../../nbs/jupyter/panels.ipynb #9a13b728
 def between(since: pd.Timestamp, until: pd.Timestamp) -> str: # "1 Jul 2013 to 31 Jul 2013"
@@ -152,35 +158,51 @@ def entries(table: pd.DataFrame,  # of a drift report: columns feature, distance
         return f"{'▲' if alarm else ' '} {short:<{width}} {value:>6}".replace(" ", "\N{NO-BREAK SPACE}")
     return [(line(*row), row[0]) for row in zip(table["feature"], table["distance"], table["alarm"], strict=True)]
 
-# %% ../../nbs/jupyter/panels.ipynb #7608aa8e
+# %% ../../nbs/jupyter/panels.ipynb #9e0ffe39
+def _actors() -> dict[str, Any]:
+    "Widgets of the drift panel that a person acts on"
+    import ipywidgets as w
+    close = {"description_width": "initial"}
+    slider = w.Layout(width="100%", max_width="720px", display="none")
+    return {"refresh": w.Button(description="Refresh", icon="refresh", layout=w.Layout(width="100px")),
+            "window": w.Dropdown(description="Window", style=close, layout=w.Layout(width="240px")),
+            "range": w.SelectionRangeSlider(options=[("", "")], index=(0, 0), description="Days", continuous_update=False, style=close, layout=slider),
+            "run": w.Button(description="Run the drift report", icon="play", button_style="primary", layout=w.Layout(width="200px"))}
+
+# %% ../../nbs/jupyter/panels.ipynb #f54c3fa4
 def _controls() -> SimpleNamespace:
     "The widgets of the drift panel"
     import ipywidgets as w
     wide, none = w.Layout(width="100%"), w.Layout(display="none")
-    close, options = {"description_width": "initial"}, [("", "")]  # a range slider does not live without options
     return SimpleNamespace(
-        head=w.HTML(), notice=w.HTML(), refresh=w.Button(description="Refresh", icon="refresh", layout=w.Layout(width="100px")),
-        window=w.Dropdown(description="Window", style=close, layout=w.Layout(width="240px")),
-        range=w.SelectionRangeSlider(options=options, index=(0, 0), description="Days", continuous_update=False, style=close,
-                                     layout=w.Layout(width="100%", max_width="720px", display="none")),
-        run=w.Button(description="Run the drift report", icon="play", button_style="primary", layout=w.Layout(width="200px")),
-        progress=w.FloatProgress(min=0, max=1, layout=w.Layout(width="200px", display="none")), result=w.HTML(),
+        **_actors(), head=w.HTML(), notice=w.HTML(), progress=w.FloatProgress(min=0, max=1, layout=w.Layout(width="200px", display="none")), result=w.HTML(),
         outputs=w.Select(rows=2, layout=wide), features=w.Select(rows=12, layout=wide), figure=w.HTML(layout=wide), numbers=w.HTML(layout=wide), body=w.HBox(layout=none))
 
-# %% ../../nbs/jupyter/panels.ipynb #7e6ee2a3
-def _arrange(ui: SimpleNamespace) -> DOMWidget:
-    "Where each widget is"
+# %% ../../nbs/jupyter/panels.ipynb #4a076b0d
+def _sides(ui: SimpleNamespace) -> list[DOMWidget]:
+    "The lists, and what they choose"
     import ipywidgets as w
     for part in (ui.outputs, ui.features): part.add_class("mlnb-list")
-    left = w.VBox([w.HTML(heading("What the model said")), ui.outputs, w.HTML(heading("What it was asked, worst first")), ui.features],
-                  layout=w.Layout(flex="0 1 290px", min_width="260px", overflow="visible"))
-    right = w.VBox([ui.figure, ui.numbers], layout=w.Layout(flex="1 1 420px", min_width="0", overflow="visible"))
-    ui.body.children = [left, right]
+    lists = [w.HTML(heading("What the model said")), ui.outputs, w.HTML(heading("What it was asked, worst first")), ui.features]
+    return [w.VBox(lists, layout=w.Layout(flex="0 1 290px", min_width="260px", overflow="visible")),
+            w.VBox([ui.figure, ui.numbers], layout=w.Layout(flex="1 1 420px", min_width="0", overflow="visible"))]
+
+# %% ../../nbs/jupyter/panels.ipynb #112e63c8
+def _arrange(ui: SimpleNamespace) -> DOMWidget:
+    "Where each widget is"
+    ui.body.children = _sides(ui)
     ui.body.add_class("mlnb-body")
     ui.body.layout.flex_flow, ui.body.layout.width = "row wrap", "100%"
     return frame(ui.head, actions(ui.window, ui.refresh, ui.run, ui.progress), ui.range, ui.result, ui.notice, ui.body)
 
-# %% ../../nbs/jupyter/panels.ipynb #c7b3a2b2
+# %% ../../nbs/jupyter/panels.ipynb #43c5cc02
+def _still(ui: SimpleNamespace, report: DriftReport | None) -> str: # markup
+    "What the widgets show, without widgets"
+    parts = [ui.head.value, ui.notice.value]
+    if report: parts += [ui.figure.value, ui.numbers.value, heading("All of them"), html_table(report.table()[["feature", "distance", "tolerance", "alarm"]])]
+    return f'<div style="max-width:760px">{"".join(parts)}</div>'
+
+# %% ../../nbs/jupyter/panels.ipynb #eadee4ec
 class DriftPanel:
     "What `drift(dep)` returns; shows itself at the end of a cell"
     def __init__(self, dep: Deployment):
@@ -205,9 +227,7 @@ class DriftPanel:
 
     def snapshot(self) -> str: # markup without any widget, which is still readable when the kernel is gone
         "What the panel shows now"
-        parts = [p.value for p in (self.ui.head, self.ui.notice)]
-        if r := self.report: parts += [self.ui.figure.value, self.ui.numbers.value, heading("All of them"), html_table(r.table()[["feature", "distance", "tolerance", "alarm"]])]
-        return f'<div style="max-width:760px">{"".join(parts)}</div>'
+        return _still(self.ui, self.report)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
@@ -215,7 +235,7 @@ class DriftPanel:
 
     def __repr__(self) -> str: return f"DriftPanel({self.dep.name!r})" + ("\n" + repr(self.report) if self.report else "")
 
-# %% ../../nbs/jupyter/panels.ipynb #8be9fb0d
+# %% ../../nbs/jupyter/panels.ipynb #a364d889
 def _set(panel: DriftPanel, **values: dict[str, Any]) -> None:
     "Change widgets without reacting to it: _set(panel, window={'options': [...]})"
     panel.quiet = True
@@ -224,6 +244,7 @@ def _set(panel: DriftPanel, **values: dict[str, Any]) -> None:
             for trait, value in traits.items(): setattr(getattr(panel.ui, name), trait, value)
     finally: panel.quiet = False
 
+# %% ../../nbs/jupyter/panels.ipynb #ccf822d5
 def _told(panel: DriftPanel, action: Callable[[], None]) -> None:
     "Do something; if it fails, say so in the panel"
     ui = panel.ui
@@ -235,7 +256,14 @@ def _told(panel: DriftPanel, action: Callable[[], None]) -> None:
     ui.notice.value = notice(problem, bad=True)
     if panel.report is None: ui.body.layout.display, ui.head.value = "none", header(f"Drift of {panel.dep.name}")
 
-# %% ../../nbs/jupyter/panels.ipynb #bea5938c
+# %% ../../nbs/jupyter/panels.ipynb #a0dbf4c5
+def _empty(panel: DriftPanel) -> None:
+    "Say what to do when nothing is logged"
+    panel.ui.head.value = header(f"Drift of {panel.dep.name}", [f"champion {panel.dep.champion.label}"])
+    panel.ui.notice.value = notice(f"No predictions of {panel.dep.name!r} are logged yet, so there is nothing to compare with the training data. Ask it something: "
+                                   "dep.predict(X) here, dep.score(source, sink) for a file, or dep.serve() for an endpoint. Then press Refresh.")
+
+# %% ../../nbs/jupyter/panels.ipynb #52cbad05
 CUSTOM, USUAL = "Choose days …", "Last 7 days"
 
 def cover(panel: DriftPanel) -> None:
@@ -247,12 +275,6 @@ def cover(panel: DriftPanel) -> None:
     names, days = [*windows(log), CUSTOM], marks(log)
     chosen = panel.ui.window.value if panel.ui.window.value in names else USUAL if USUAL in names else names[0]
     _set(panel, window={"options": names, "value": chosen}, range={"options": days, "index": (max(0, len(days) - 7), len(days) - 1)})
-
-def _empty(panel: DriftPanel) -> None:
-    "Say what to do when nothing is logged"
-    panel.ui.head.value = header(f"Drift of {panel.dep.name}", [f"champion {panel.dep.champion.label}"])
-    panel.ui.notice.value = notice(f"No predictions of {panel.dep.name!r} are logged yet, so there is nothing to compare with the training data. Ask it something: "
-                                   "dep.predict(X) here, dep.score(source, sink) for a file, or dep.serve() for an endpoint. Then press Refresh.")
 
 # %% ../../nbs/jupyter/panels.ipynb #f3f618bc
 NUMBERS = ["distance", "tolerance", "threshold", "p_value", "psi", "nulls_reference", "nulls_current", "unseen"]
@@ -267,7 +289,21 @@ def choose(panel: DriftPanel, name: str | None) -> None: # a feature or an outpu
     panel.ui.figure.value = picture(panel.report.plot_feature(name), f"Distribution of {name} in training and in the window {between(*panel.window)}")
     panel.ui.numbers.value = html_table(table.loc[table["feature"] == name, [c for c in NUMBERS if c in table]].rename(columns=lambda c: c.replace("_", " ")))
 
-# %% ../../nbs/jupyter/panels.ipynb #6503ca1a
+# %% ../../nbs/jupyter/panels.ipynb #99937498
+def _asked(dep: Deployment, since: pd.Timestamp, until: pd.Timestamp) -> int:
+    "How many predictions are in a window"
+    log = events.tables(dep)[0]
+    return int(dep.ws.rows(sa.select(sa.func.count()).select_from(log).where(log.c.at >= clock.micros(since), log.c.at < clock.micros(until)))[0][0])
+
+# %% ../../nbs/jupyter/panels.ipynb #04953e97
+def _list(panel: DriftPanel, table: pd.DataFrame) -> None: # of a drift report
+    "Fill both lists; nothing is chosen in them"
+    said = table["feature"].isin(panel.dep.outputs.names)
+    outputs, features = entries(table[said]), entries(table[~said])
+    _set(panel, outputs={"options": outputs, "value": None, "rows": min(4, max(2, len(outputs)))},
+         features={"options": features, "value": None, "rows": min(16, max(4, len(features)))})
+
+# %% ../../nbs/jupyter/panels.ipynb #1b2d827c
 def judge(panel: DriftPanel) -> None:
     "Compare the window with the training data, and show the verdict"
     from mlnb.monitor.drift import deployment_drift
@@ -275,20 +311,12 @@ def judge(panel: DriftPanel) -> None:
     ui.range.layout.display = "" if ui.window.value == CUSTOM else "none"
     ui.head.value, panel.report = f'<div style="opacity:.4">{ui.head.value}</div>', None
     panel.report = r = deployment_drift(panel.dep, since, until)
-    rows = _asked(panel.dep, since, until)
+    rows, table = _asked(panel.dep, since, until), r.table()
     facts = [f"champion {panel.dep.champion.label}", between(since, until), f"{rows:,} predictions"]
     ui.head.value = header(f"Drift of {panel.dep.name}", facts, r.reasons, r.verdicts[bool(r.alarm)] if rows else None, bool(r.alarm))
-    table = r.table()
-    said = table["feature"].isin(panel.dep.outputs.names)
-    _set(panel, outputs={"options": entries(table[said]), "value": None, "rows": min(4, max(2, int(said.sum())))}, features={"options": entries(table[~said]), "value": None, "rows": min(16, max(4, int((~said).sum())))})
+    _list(panel, table)
     ui.body.layout.display = ""
-    choose(panel, kept if kept in set(table["feature"]) else str(table.loc[~said, "feature"].iloc[0]))
-
-# %% ../../nbs/jupyter/panels.ipynb #99937498
-def _asked(dep: Deployment, since: pd.Timestamp, until: pd.Timestamp) -> int:
-    "How many predictions are in a window"
-    log = events.tables(dep)[0]
-    return int(dep.ws.rows(sa.select(sa.func.count()).select_from(log).where(log.c.at >= clock.micros(since), log.c.at < clock.micros(until)))[0][0])
+    choose(panel, kept if kept in set(table["feature"]) else str(table.loc[~table["feature"].isin(panel.dep.outputs.names), "feature"].iloc[0]))
 
 # %% ../../nbs/jupyter/panels.ipynb #ca6d3580
 def refresh(panel: DriftPanel) -> None:
@@ -311,7 +339,14 @@ def _show(panel: DriftPanel, run: ReportRun) -> None:
                              f'<details style="margin-top:4px"><summary style="cursor:pointer">Show it here</summary><iframe sandbox title="Drift report" srcdoc="{page}" '
                              'style="width:100%;height:560px;border:1px solid rgba(128,128,128,.35);border-radius:6px;margin-top:6px;background:#fff"></iframe></details></div>')
 
-# %% ../../nbs/jupyter/panels.ipynb #7e91dc71
+# %% ../../nbs/jupyter/panels.ipynb #e56496bb
+def _fill(panel: DriftPanel, done: threading.Event) -> None:
+    "Move the bar until the report is done"
+    ui, start, expected = panel.ui, time.monotonic(), _expected(panel)
+    while not done.wait(.3): ui.progress.value = min(.97, (time.monotonic() - start) / expected)
+    ui.run.disabled, ui.progress.value, ui.progress.layout.display = False, 1., "none"
+
+# %% ../../nbs/jupyter/panels.ipynb #d9a7be2f
 def run_report(panel: DriftPanel) -> None:
     "Run the drift report of the window beside the panel"
     if panel.job and panel.job.is_alive(): return
@@ -320,11 +355,7 @@ def run_report(panel: DriftPanel) -> None:
     def work() -> None:
         try: _told(panel, lambda: _show(panel, panel.dep.ws.run("drift", deployment=panel.dep.name, since=since.isoformat(), until=until.isoformat(), progress=False)))
         finally: done.set()
-    def bar() -> None:
-        start, expected = time.monotonic(), _expected(panel)
-        while not done.wait(.3): ui.progress.value = min(.97, (time.monotonic() - start) / expected)
-        ui.run.disabled, ui.progress.value, ui.progress.layout.display = False, 1., "none"
-    panel.job = threading.Thread(target=bar, daemon=True)
+    panel.job = threading.Thread(target=lambda: _fill(panel, done), daemon=True)
     for thread in (threading.Thread(target=work, daemon=True), panel.job): thread.start()
 
 # %% ../../nbs/jupyter/panels.ipynb #481b8a83
