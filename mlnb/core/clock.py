@@ -49,7 +49,7 @@ def now() -> int:
     "This moment, in microseconds since 1970-01-01 UTC"
     return time.time_ns() // 1000
 
-# %% ../../nbs/core/clock.ipynb #b1ba84b4
+# %% ../../nbs/core/clock.ipynb #63f176d3
 def micros_array(values: Any,          # a sequence, array or Series of times
                  name: str = "at",     # its name, for the error
                  ) -> np.ndarray:      # int64, shape (n,), microseconds since 1970-01-01 UTC
@@ -57,9 +57,10 @@ def micros_array(values: Any,          # a sequence, array or Series of times
     import pandas as pd
     try: index = pd.DatetimeIndex(pd.to_datetime(values, utc=True, format="ISO8601"))
     except (ValueError, TypeError) as e: raise ParameterError(f"{name!r} does not hold times only: {str(e).splitlines()[0]}") from e
-    if missing := int(pd.isna(index.to_numpy()).sum()):
+    us: np.ndarray = index.as_unit("us").asi8
+    if missing := int((us == pd.NaT.value).sum()):
         raise ParameterError(f"{name!r} lacks a time in {missing} of {len(index)} rows; every row needs one")
-    return index.as_unit("us").asi8
+    return us
 
 # %% ../../nbs/core/clock.ipynb #529e7d3d
 def window(since: TimeLike | None, # start, included; None for the beginning
