@@ -40,7 +40,7 @@ def chromium() -> str:
     for name in BROWSERS:
         path = shutil.which(name)
         if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0: return path
-    pytest.skip("no Chromium or Chrome (Debian: apt-get install chromium)")
+    pytest.fail("there is no Chromium or Chrome (Debian: apt-get install chromium); leave the browser out with -m 'not browser'")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The panels in a real JupyterLab, driven by Chromium: what is clicked shows, and nothing sticks out. MLNB_SCREENSHOTS=folder keeps the pictures."""
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BROWSERS
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("jupyterlab", reason="needs jupyterlab")
@@ -24,15 +22,6 @@ SCROLLBARS = """() => [...document.querySelectorAll('.mlnb-panel, .mlnb-panel *:
     const s = getComputedStyle(e), x = ['auto', 'scroll'].includes(s.overflowX) && e.scrollWidth > e.clientWidth + 1;
     const y = ['auto', 'scroll'].includes(s.overflowY) && e.scrollHeight > e.clientHeight + 1;
     return e.clientWidth > 0 && (x || (y && e.tagName != 'SELECT')) }).map(e => e.tagName + '.' + e.className)"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    for name in BROWSERS:
-        path = shutil.which(name)
-        if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0: return path
-    pytest.fail(f"The browser tests need Chromium or Chrome, and none of {', '.join(BROWSERS)} starts here. Install it (Debian: apt-get install chromium) "
-                "or leave these tests out with -m 'not browser'.", pytrace=False)
 
 
 @pytest.fixture(scope="module")

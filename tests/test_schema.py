@@ -67,16 +67,16 @@ def test_dtype(dtype, values, kind, good, bad):
     assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
     same = schema.conform(train, strict=True)
     if schema["x"].dtype == str(train["x"].dtype): pd.testing.assert_frame_equal(same, train, check_dtype=dtype != "string[pyarrow]")
-    for given in (pd.Series(good, dtype=object), pd.Series(good)):
-        fit = schema.conform(pd.DataFrame({"x": given}))
+    for form in (pd.Series(good, dtype=object), pd.Series(good)):
+        fit = schema.conform(pd.DataFrame({"x": form}))
         assert fit["x"].dtype == same["x"].dtype
         expected = [v is None or (kind == "categorical" and v == "zz" and dtype == "category") or (dtype == "category" and v == 3) for v in good]
         assert fit["x"].isna().tolist() == expected
     for given in (pd.Series(bad, dtype=object), pd.Series(bad)):
-        found = schema.problems(pd.DataFrame({"x": given}))
+        found = schema.problems(pd.DataFrame({"x": form}))
         assert [p.code for p in found] == ["type"], found
         assert "'x'" in found[0].message
-        with pytest.raises(SchemaError): schema.conform(pd.DataFrame({"x": given}))
+        with pytest.raises(SchemaError): schema.conform(pd.DataFrame({"x": form}))
 
 
 def test_values_survive_conforming():
@@ -146,8 +146,8 @@ def test_none_or_nan_as_in_training():
     "scikit-learn's encoders take None and NaN for two different levels"
     for blank in (None, np.nan):
         schema = Schema.capture(pd.DataFrame({"s": pd.Series(["a", blank], dtype=object)}))
-        for given in (None, np.nan, pd.NA):
-            out = schema.conform(pd.DataFrame({"s": pd.Series(["a", given], dtype=object)}))["s"]
+        for empty in (None, np.nan, pd.NA):
+            out = schema.conform(pd.DataFrame({"s": pd.Series(["a", empty], dtype=object)}))["s"]
             assert out[1] is None if blank is None else (isinstance(out[1], float) and np.isnan(out[1]))
 
 
