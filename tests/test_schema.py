@@ -72,7 +72,7 @@ def test_dtype(dtype, values, kind, good, bad):
         assert fit["x"].dtype == same["x"].dtype
         expected = [v is None or (kind == "categorical" and v == "zz" and dtype == "category") or (dtype == "category" and v == 3) for v in good]
         assert fit["x"].isna().tolist() == expected
-    for given in (pd.Series(bad, dtype=object), pd.Series(bad)):
+    for form in (pd.Series(bad, dtype=object), pd.Series(bad)):
         found = schema.problems(pd.DataFrame({"x": form}))
         assert [p.code for p in found] == ["type"], found
         assert "'x'" in found[0].message
