@@ -92,7 +92,7 @@ def test_large_columns_are_counted_exactly(shape):
     assert p.counts.tolist() == np.bincount(np.searchsorted(edges, finite, side="left"), minlength=len(edges) + 1).tolist()
     assert (p.nulls, p.neg_inf, p.pos_inf) == (np.isnan(x).sum(), (x == -np.inf).sum(), (x == np.inf).sum()) and p.n == n
     parts = [count_numbers(c, edges) for c in np.array_split(x, 3)]
-    assert np.array_equal(sum((q.counts for q in parts)), p.counts) and (p.low, p.high) == (finite.min(), finite.max())
+    assert np.array_equal(sum(q.counts for q in parts), p.counts) and (p.low, p.high) == (finite.min(), finite.max())
 
 
 @given(NUMBERS)
