@@ -367,7 +367,7 @@ def report(name: Annotated[str | None, typer.Argument(help="evaluate, drift, ret
         return end({"name": name, "status": "failed", "error": str(e)}, [], as_json, bad=True)
     _show_run(run, as_json)
 
-# %% ../nbs/cli.ipynb #7157c9fa
+# %% ../nbs/cli.ipynb #5baecba7
 @command("tour", "mlnb tour && xdg-open mlnb-tour/index.html")
 def tour(folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="A new workspace; mlnb-tour here by default.")] = None,
          seed: Annotated[int, typer.Option(help="For the models; the same seed gives the same months.")] = 0,
@@ -379,10 +379,9 @@ def tour(folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="A 
 
 def _next(done: Any) -> list[str]:
     "What to do after the tour"
-    from shlex import quote
-    index, folder = Path(done.workspace) / "index.html", quote(done.workspace)
-    return ["What to do next", f"  look at the year         {index}", f"  ask the model yourself   mlnb serve -w {folder}",
-            f"  list what is there       mlnb ls -w {folder}", f"  see it in a notebook     import mlnb; mlnb.panels.drift(mlnb.open({done.workspace!r}).deployment('delays'))"]
+    from mlnb.tour import next_steps
+    folder = Path(done.workspace)
+    return ["What to do next", f"  Look at the year: {folder / 'index.html'}", *(f"  {line}" for line in next_steps(folder))]
 
 # %% ../nbs/cli.ipynb #ed72b4ec
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
