@@ -175,7 +175,7 @@ def test_tour_shows_what_the_library_returns(mlnb, monkeypatch: pytest.MonkeyPat
     assert done.code == 0 and set(done.json) == {"months", "reports", "workspace", "seconds"} and done.json["months"][0]["auc_champion"] == .7
     assert asked == {"where": "my tour", "seed": 3, "progress": False}
     text = mlnb("tour").out
-    assert "2013-03" in text and "What to do next" in text and "mlnb serve -w 'my tour'" in text and asked["where"] is None and asked["progress"]
+    assert "2013-03" in text and "What to do next" in text and "cd 'my tour'" in text and "mlnb serve -w ." in text and asked["where"] is None and asked["progress"]
 
 
 def test_ids_of_labels_stay_text(mlnb, folder: Path) -> None:
