@@ -159,14 +159,14 @@ def _story(months: list[dict[str, Any]]) -> list[str]:
     tried, won = (sum(m[k] for m in months) for k in ("retrained", "promoted"))
     return [f"{_were(n, 'flight')} scored; {1 - labelled / n:.1%} of them had no label at the end of their month", *([_tried(tried, won)] if tried else []), *_worth(months)]
 
-# %% ../nbs/tour.ipynb #a89b729e
+# %% ../nbs/tour.ipynb #35f270f7
 def _table(months: list[dict[str, Any]]) -> pd.DataFrame: # one row a month, rounded for people
     "The months as a table for people"
     import pandas as pd
     def decision(m: dict[str, Any]) -> str: return "–" if not m["retrained"] else "promoted" if m["promoted"] else "refused"
     return pd.DataFrame([{"month": m["month"], "flights": m["n"], "labelled": f"{m['labelled'] / m['n']:.1%}", "late": f"{m['rate']:.1%}",
-                          "challenger": decision(m), "champion": m["champion"].removeprefix(NAME + " "), "AUC": round(m["auc_champion"], 3),
-                          "AUC of v1": round(m["auc_first"], 3), "drifted": len(m["drifted"]), "most": m["drifted"][0] if m["drifted"] else "–"} for m in months])
+                          "challenger": decision(m), "champion": m["champion"].removeprefix(NAME + " "), "AUC": f"{m['auc_champion']:.3f}",
+                          "AUC of v1": f"{m['auc_first']:.3f}", "drifted": len(m["drifted"]), "most": m["drifted"][0] if m["drifted"] else "–"} for m in months])
 
 # %% ../nbs/tour.ipynb #bb5e4576
 def _caption(ax: Axes, text: str) -> None:
@@ -235,13 +235,13 @@ class TourResult(Result):
         return jsonable({"months": [{k: m[k] for k in keys} for m in self.months], "reports": self.reports, "workspace": self.workspace,
                          "seconds": round(self.seconds, 1)})
 
-# %% ../nbs/tour.ipynb #21421aa4
+# %% ../nbs/tour.ipynb #2668050f
 def next_steps(folder: Path) -> list[str]:
     "What one may do after the tour, as lines to copy"
     from shlex import quote
     steps = [(f"cd {quote(str(folder))}", ""), ("mlnb ls -w .", "what the workspace holds"),
              (f"mlnb drift {NAME} --since 2013-03-01 -w .", "what drifted in all these months"), ("mlnb serve -w .", "ask the model yourself: POST /predict"),
-             ("jupyter lab", "and in a new notebook:"), ("  import mlnb", ""), (f'  dep = mlnb.open(".").deployment("{NAME}")', ""),
+             ("jupyter lab", "if you have it; in a new notebook:"), ("  import mlnb", ""), (f'  dep = mlnb.open(".").deployment("{NAME}")', ""),
              ("  dep.history()", "which version answered when, and why"), ("  mlnb.panels.drift(dep)", "every feature in every window, at a click")]
     width = max(len(line) for line, what in steps if what)
     return [f"{line:<{width}}  # {what}" if what else line for line, what in steps]
