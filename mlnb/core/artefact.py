@@ -13,9 +13,9 @@ from .errors import ArtefactError
 # %% auto #0
 __all__ = ['TRUSTED', 'untrusted', 'check_trees', 'dumps', 'loads']
 
-# %% ../../nbs/core/artefact.ipynb #bed2d64b
+# %% ../../nbs/core/artefact.ipynb #2961ed61
 _SKLEARN = """_loss.loss.HalfTweedieLossIdentity calibration._CalibratedClassifier calibration._SigmoidCalibration
-cluster._bisect_k_means._BisectingTree cluster._kmeans._kmeans_single_lloyd compose._column_transformer.make_column_selector
+cluster._bisect_k_means._BisectingTree cluster._kmeans._kmeans_single_lloyd compose._column_transformer._RemainderColsList compose._column_transformer.make_column_selector
 ensemble._hist_gradient_boosting.predictor.TreePredictor feature_selection._univariate_selection.chi2
 feature_selection._univariate_selection.f_classif feature_selection._univariate_selection.f_regression
 gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace gaussian_process.kernels.ConstantKernel gaussian_process.kernels.Matern
