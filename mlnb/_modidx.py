@@ -72,6 +72,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.core.columns._read_text': ('core/columns.html#_read_text', 'mlnb/core/columns.py'),
                                    'mlnb.core.columns._read_times': ('core/columns.html#_read_times', 'mlnb/core/columns.py'),
                                    'mlnb.core.columns._repeats': ('core/columns.html#_repeats', 'mlnb/core/columns.py'),
+                                   'mlnb.core.columns._rows': ('core/columns.html#_rows', 'mlnb/core/columns.py'),
                                    'mlnb.core.columns._signed': ('core/columns.html#_signed', 'mlnb/core/columns.py'),
                                    'mlnb.core.columns._strangers': ('core/columns.html#_strangers', 'mlnb/core/columns.py'),
                                    'mlnb.core.columns.as_frame': ('core/columns.html#as_frame', 'mlnb/core/columns.py'),

@@ -56,13 +56,19 @@ def is_scalar(x: Any) -> bool: # False for a list, an array, a dict
     "Is this one value rather than a column of values?"
     return isinstance(x, (str, bytes)) or not hasattr(x, "__len__")
 
-# %% ../../nbs/core/columns.ipynb #76135a8a
+# %% ../../nbs/core/columns.ipynb #29c72c9d
+def _rows(records: list[Any]) -> pd.DataFrame:
+    "Records as a frame; pandas 2 fails on whole numbers beyond 1e308, unless it is told not to look"
+    try: return pd.DataFrame(records)
+    except OverflowError: return pd.DataFrame(records, dtype=object)
+
+# %% ../../nbs/core/columns.ipynb #18b38a09
 def _build(x: Any) -> pd.DataFrame:
     "A frame from any kind of table, or TypeError or ValueError"
     if isinstance(x, pd.DataFrame): return x
     if hasattr(x, "__arrow_c_stream__"): return _from_arrow(x)
     if isinstance(x, Mapping): return pd.DataFrame({k: [v] for k, v in x.items()} if all(map(is_scalar, x.values())) else dict(x))
-    if isinstance(x, Sequence) and not isinstance(x, str) and all(isinstance(r, Mapping) for r in x): return pd.DataFrame(list(x))
+    if isinstance(x, Sequence) and not isinstance(x, str) and all(isinstance(r, Mapping) for r in x): return _rows(list(x))
     raise TypeError(f"a {type(x).__name__}")
 
 # %% ../../nbs/core/columns.ipynb #7bf2f30f
