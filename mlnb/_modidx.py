@@ -11,7 +11,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'mlnb.cli._split': ('cli.html#_split', 'mlnb/cli.py'),
                           'mlnb.cli._top': ('cli.html#_top', 'mlnb/cli.py'),
                           'mlnb.cli._versions': ('cli.html#_versions', 'mlnb/cli.py'),
-                          'mlnb.cli.cell': ('cli.html#cell', 'mlnb/cli.py'),
                           'mlnb.cli.command': ('cli.html#command', 'mlnb/cli.py'),
                           'mlnb.cli.contents': ('cli.html#contents', 'mlnb/cli.py'),
                           'mlnb.cli.drift': ('cli.html#drift', 'mlnb/cli.py'),

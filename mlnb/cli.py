@@ -25,22 +25,17 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Workspace
 
 # %% auto #0
-__all__ = ['app', 'Where', 'Json', 'Since', 'Until', 'cell', 'grid', 'frame_grid', 'painted', 'end', 'judge', 'command', 'main',
+__all__ = ['app', 'Where', 'Json', 'Since', 'Until', 'grid', 'frame_grid', 'painted', 'end', 'judge', 'command', 'main',
            'workspace', 'read_frame', 'Kind', 'contents', 'open_', 'ls', 'register', 'promote', 'read_token', 'serve',
            'score', 'feedback', 'drift', 'performance', 'templates_of', 'pairs', 'report', 'tour']
 
-# %% ../nbs/cli.ipynb #d6b982ed
-def cell(x: Any) -> str: # a short text
-    "One value; a time without seconds, a midnight without hours"
-    return format_cell(x) if not hasattr(x, "strftime") or x != x else f"{x:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
-
-# %% ../nbs/cli.ipynb #d8300a6c
+# %% ../nbs/cli.ipynb #f413668e
 def grid(columns: Iterable[str],            # the heads
          rows: Iterable[Iterable[Any]],     # the values, a row each
          ) -> str:                          # lines of text
     "An aligned table"
     heads, values = [str(c) for c in columns], [list(r) for r in rows]
-    text = [[cell(v) for v in r] for r in values]
+    text = [[format_cell(v) for v in r] for r in values]
     right = [any(isinstance(r[i], (int, float)) and not isinstance(r[i], bool) for r in values) for i in range(len(heads))]
     width = [max(map(len, [h, *(t[i] for t in text)])) for i, h in enumerate(heads)]
     def line(cells: list[str]) -> str:
