@@ -14,8 +14,8 @@ from scipy import special
 from ..core.columns import Array
 
 # %% auto #0
-__all__ = ['NONE', 'cosines', 'waves_for', 'lag_one', 'wave_parts', 'Effect', 'effect', 'cell_effect', 'widen',
-           'widen_chi_square']
+__all__ = ['NONE', 'cosines', 'waves_for', 'lag_one', 'wave_parts', 'Effect', 'effect', 'correlation', 'cell_effect', 'widen',
+           'widen_chi_square', 'reach']
 
 # %% ../../nbs/monitor/dependence.ipynb #5faf62d0
 def cosines(blocks: int, # length of the series
@@ -31,15 +31,16 @@ def waves_for(reference: int, window: int, # rows
     "How many waves tell what a window of that size varies with"
     return int(min(max(2 * reference / max(window, 1), 16), 64, blocks // 2))
 
-# %% ../../nbs/monitor/dependence.ipynb #d1d116ec
-def lag_one(series: Array,   # shape (blocks, q), centred
-            ) -> float:      # 0 if it is not certain; corrected for its bias in short series
+# %% ../../nbs/monitor/dependence.ipynb #59318a75
+def lag_one(series: Array,        # shape (blocks, q), centred
+            errors: float = 2.0,  # certain from so many standard errors
+            ) -> float:           # 0 if it is not certain; corrected for its bias in short series
     "The correlation of neighbouring blocks, over all q series together"
     n, total = len(series), float((series**2).sum())
     if n < 4 or not total > 0: return 0.0
     found = float((series[1:] * series[:-1]).sum()) / total
     found += (1 + 3 * found) / n
-    return min(found, .97) if found > 2 / math.sqrt(n) else 0.0
+    return min(found, .97) if found > errors / math.sqrt(n) else 0.0
 
 # %% ../../nbs/monitor/dependence.ipynb #9884cc0e
 def wave_parts(series: Array,                # shape (blocks, q): block means, centred
@@ -81,6 +82,14 @@ def effect(course: Array,                    # rows in each block and cell, shap
     parts = wave_parts(series, waves, correlation)
     return Effect(float((parts**2).mean(0).sum()) * rows / variance, len(parts))
 
+# %% ../../nbs/monitor/dependence.ipynb #fa383feb
+def correlation(course: Array, scores: Array, # as for `effect`
+                errors: float = 2.0,
+                ) -> float:
+    "The correlation of neighbouring blocks in the mean of their scores"
+    course = course[course.sum(1) > 0]
+    return lag_one(_means(course, scores.reshape(len(scores), -1))[0], errors) if len(course) >= 8 else 0.0
+
 # %% ../../nbs/monitor/dependence.ipynb #084963c8
 def cell_effect(course: Array, waves: int, # as for `effect`
                 correlation: float,        # of neighbouring blocks, for the slowest direction: that of the location
@@ -120,3 +129,10 @@ def widen_chi_square(p: float, statistic: float, cells: int, # of a test of homo
     if not math.isfinite(e.freedom) or cells < 2: return p
     freedom = (cells - 1) * e.share
     return max(p, float(special.fdtrc(freedom, e.freedom * freedom, statistic / ((cells - 1) * _bounded(e.factor, n, m)))))
+
+# %% ../../nbs/monitor/dependence.ipynb #6d8da9b1
+def reach(level: float, e: Effect, n: int, m: int) -> float:
+    "The difference of two means that is just certain, in standard deviations of a row"
+    independent = -float(special.ndtri(level / 2)) * math.sqrt(1 / n + 1 / m)
+    if not math.isfinite(e.freedom): return independent
+    return max(independent, -float(special.stdtrit(e.freedom, level / 2)) * math.sqrt(_bounded(e.factor, n, m) * (1 / n + 1 / m)))
