@@ -764,7 +764,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.monitor.drift._row': ('monitor/drift.html#_row', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._sides': ('monitor/drift.html#_sides', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._small': ('monitor/drift.html#_small', 'mlnb/monitor/drift.py'),
-                                    'mlnb.monitor.drift._table': ('monitor/drift.html#_table', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._unordered': ('monitor/drift.html#_unordered', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._wandering': ('monitor/drift.html#_wandering', 'mlnb/monitor/drift.py'),
                                     'mlnb.monitor.drift._why_lost': ('monitor/drift.html#_why_lost', 'mlnb/monitor/drift.py'),

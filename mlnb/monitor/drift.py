@@ -194,21 +194,18 @@ def _check_columns(names: list[str] | None, mine: Iterable[str], theirs: Iterabl
     if not set(names or mine) & set(theirs):
         raise ParameterError(f"the reference and the window have no column in common: {', '.join(mine[:5])} against {', '.join(theirs[:5]) or 'none'}")
 
-# %% ../../nbs/monitor/drift.ipynb #09da47d1
-def _table(x: Any) -> Any: # a Profile, a frame, or a source that is read in batches: all have `.columns`
-    "One side as it can be counted"
-    return x if isinstance(x, Profile) else open_source(x) if is_streamed(x) else as_frame(x)
-
+# %% ../../nbs/monitor/drift.ipynb #bc3e0361
 def _sides(reference: Any, current: Any, columns: Iterable[str] | None) -> Sides:
     "Both sides as profiles on the same bins"
-    names, known, window = None if columns is None else list(columns), _table(reference), _table(current)
-    _check_columns(names, known.columns, window.columns)
-    nothing = ParameterError("the reference has no rows; give at least one, better a thousand")
+    names, nothing = None if columns is None else list(columns), ParameterError("the reference has no rows; give at least one, better a thousand")
+    known, window = (t if isinstance(t, Profile) or is_streamed(t) else as_frame(t) for t in (reference, current))
     if isinstance(known, pd.DataFrame):
+        _check_columns(names, known.columns, known.columns)
         if not len(known): raise nothing
         known = known if names is None else known[names]
     known = known if isinstance(known, Profile) else profile(known)
     if not known.n: raise nothing
+    _check_columns(names, known.columns, known.columns if is_streamed(window) else window.columns)
     if names is not None: known = known.select(names)
     return _matched(known, window) if isinstance(window, Profile) else count_window(known, window)
 

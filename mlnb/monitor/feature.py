@@ -87,14 +87,14 @@ def _points(a: NumericProfile, b: NumericProfile) -> Array:
             points[i], excess = moved, excess - b.counts[i] * (moved - points[i])
     return points
 
-# %% ../../nbs/monitor/feature.ipynb #caaa1102
+# %% ../../nbs/monitor/feature.ipynb #76d6753d
 def _own_scores(a: NumericProfile, b: NumericProfile) -> Array: # one for each cell of the line
     "Normal scores of the reference, extended beyond its range"
     line = _line(a)
     least, total = .5 / max(line.sum(), 1), max(line.sum(), 1)
     scores = special.ndtri(np.clip((np.cumsum(line) - line / 2) / total, least, 1 - least))
     if a.finite and b.finite and a.sd > 0:
-        far = (_points(a, b)[[0, -1]] - a.mean) / a.sd
+        with np.errstate(over="ignore", invalid="ignore"): far = (_points(a, b)[[0, -1]] - a.mean) / a.sd
         beyond = (b.counts[[0, -1]] > 0) & (a.counts[[0, -1]] == 0) & np.isfinite(far)
         scores[1] = min(scores[1], far[0]) if beyond[0] else scores[1]
         scores[-2] = max(scores[-2], far[1]) if beyond[1] else scores[-2]
