@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlnb.monitor.feature.categorical': ('monitor/feature.html#categorical', 'mlnb/monitor/feature.py'),
                                       'mlnb.monitor.feature.compare': ('monitor/feature.html#compare', 'mlnb/monitor/feature.py'),
                                       'mlnb.monitor.feature.effects': ('monitor/feature.html#effects', 'mlnb/monitor/feature.py'),
+                                      'mlnb.monitor.feature.group_count': ('monitor/feature.html#group_count', 'mlnb/monitor/feature.py'),
                                       'mlnb.monitor.feature.in_words': ('monitor/feature.html#in_words', 'mlnb/monitor/feature.py'),
                                       'mlnb.monitor.feature.judged': ('monitor/feature.html#judged', 'mlnb/monitor/feature.py'),
                                       'mlnb.monitor.feature.level_cells': ('monitor/feature.html#level_cells', 'mlnb/monitor/feature.py'),
