@@ -119,15 +119,15 @@ def _ground(pixels: Array, bands: list[tuple[int, int]]) -> tuple[Array, Array]:
         low, high = np.minimum(low, y.min((1, 2))), np.maximum(high, y.max((1, 2)))
     return background[:, None, None], np.maximum(high - background, background - low)[:, None, None]
 
-# %% ../../nbs/monitor/images.ipynb #dec4b1e4
+# %% ../../nbs/monitor/images.ipynb #89ead3f9
 def _columns(s: dict[str, Array], shade: Array, area: int, inner: int, grey: bool) -> dict[str, Array]:
     "The columns that are made of sums over pixels"
     mean, bend = s["shade"] / area, s["laplacian"] / inner
-    level = shade + mean
+    level, variance = shade + mean, np.maximum(s["shade2"] / area - mean**2, 0)
     colour = np.broadcast_to(level, (3, len(level))) if grey else s["means"].T / area
-    return {"brightness": level, "contrast": np.sqrt(np.maximum(s["shade2"] / area - mean**2, 0)),
+    return {"brightness": level, "contrast": np.sqrt(variance),
             "saturation": np.zeros(len(level)) if grey else s["saturation"] / area,
-            "sharpness": np.maximum(s["laplacian2"] / inner - bend**2, 0), "noise": np.sqrt(np.pi / 2) / 6 * s["residual"] / inner,
+            "sharpness": np.maximum(s["laplacian2"] / inner - bend**2, 0) / np.where(variance > 0, variance, 1), "noise": np.sqrt(np.pi / 2) / 6 * s["residual"] / inner,
             "entropy": entropy(s["counts"]), **dict(zip(("red", "green", "blue"), colour, strict=True))}
 
 # %% ../../nbs/monitor/images.ipynb #d2938b78
