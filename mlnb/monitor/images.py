@@ -145,13 +145,13 @@ def measure(pixels: Array,            # (n, h, w, c), as for `scaled`; n, h and 
     return {**{k: np.full(n, v) for k, v in size.items()}, **_columns(s, background[:, 0, 0], area, max(height - 2, 1) * max(width - 2, 1), channels <= 2),
             "tilt": tilt, "extent": extent}
 
-# %% ../../nbs/monitor/images.ipynb #d89e5cf6
+# %% ../../nbs/monitor/images.ipynb #2dec73cf
 _REMEDY = {
     "no such file": "check the path", "not an image file": "give files that Pillow opens", "damaged file": "replace it by an intact copy",
     "too many pixels": "raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file", "not an image": "give arrays, PIL images or paths",
     "not the shape of an image": "give (height, width) or (height, width, channels) with 1 to 4 channels, the channels last",
     "no pixels": "leave it out", "pixels without a scale": "give uint8, uint16, bool, or floats in [0, 1]",
-    "NaN or infinite pixels": "fill or leave out what is missing", "pixels outside [0, 1]": "divide by the largest value that is possible, such as 255"}
+    "NaN or infinite pixels": "fill or leave out what is missing", "pixels outside [0, 1]": "divide by the largest value that is possible, such as 255, or undo a standardisation"}
 
 # %% ../../nbs/monitor/images.ipynb #ddb57df3
 class BadImage(Exception):
@@ -305,7 +305,7 @@ def _table(measured: list[tuple[Array, dict[str, Array]]], bad: dict[int, BadIma
         frame = frame.astype(whole).reindex(range(len(names))).assign(problem=[bad[r].kind if r in bad else "" for r in range(len(names))])
     return frame.set_axis(pd.Index(names, name="file") if names and all(names) else pd.RangeIndex(len(names)))
 
-# %% ../../nbs/monitor/images.ipynb #fb3854c1
+# %% ../../nbs/monitor/images.ipynb #081290c7
 def describe_images(images: Any,                  # a stack (n, h, w) or (n, h, w, c); an iterable of arrays, PIL images or paths; a folder; a pattern such as "*.png"
                     *, colour: bool | None = None, # with the colour columns? By default if any image has colour
                     errors: Literal["raise", "report"] = "raise", # "report": nulls for what cannot be described, and a column `problem` that says why or is empty
@@ -313,7 +313,7 @@ def describe_images(images: Any,                  # a stack (n, h, w) or (n, h, 
     "Describe images by numbers that `drift` can compare"
     if errors not in ("raise", "report"): raise ParameterError(f"errors={errors!r} is unknown; give 'raise' or 'report'")
     if colour not in (None, True, False): raise ParameterError(f"colour={colour!r} is unknown; give True, False, or None to decide by the images")
-    if not isinstance(images, Iterable): raise ParameterError(f"images is a {type(images).__name__}; give a stack of arrays, a list of images or paths, or a folder")
+    if not isinstance(images, (Iterable, Path)): raise ParameterError(f"images is a {type(images).__name__}; give a stack of arrays, a list of images or paths, or a folder")
     bad: dict[int, BadImage] = {}
     names: list[str | None] = []
     measured = []

@@ -39,20 +39,21 @@ def bits(code: int) -> int: # a code point -> its bits
     alone = category[0] == "L" and unicodedata.name(c, "").startswith(_ALONE)
     return _BITS.get(category[0], MARK if category == "Cf" else 0) | UPPER * (category in ("Lu", "Lt")) | ALONE * alone
 
-# %% ../../nbs/monitor/text.ipynb #e85d9513
+# %% ../../nbs/monitor/text.ipynb #8c1b4687
 def read_characters(texts: list[str],
                     ) -> tuple[str, Array, Array, Array]: # all texts, each closed by a line break; where each starts; code points; bits
     "All characters of many texts"
     joined = "\n".join([*texts, ""])
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    starts = np.cumsum([0, *(len(t) + 1 for t in texts[:-1])])
+    starts = np.cumsum([0, *(len(t) + 1 for t in texts)])
     table = np.zeros(int(codes.max(initial=0)) + 1, np.uint8)
     seen = np.flatnonzero(np.bincount(codes))
     table[seen] = [bits(c) for c in seen.tolist()]
     found = table[codes]
+    found[starts[1:] - 1] = 0
     marks = found == MARK
     if marks.any(): found = found[np.maximum.accumulate(np.where(marks, 0, np.arange(len(found))))] | np.where(marks, MARK, 0).astype(np.uint8)
-    return joined, starts, codes, found
+    return joined, starts[:-1], codes, found
 
 # %% ../../nbs/monitor/text.ipynb #998cc2d4
 _SHARES = {"digits": DIGIT, "punctuation": PUNCTUATION, "symbols": SYMBOL, "whitespace": SPACE}
@@ -61,7 +62,7 @@ def share(part: Array, of: Array) -> Array: # (n,), (n,) -> (n,)
     "Shares; NaN where there is nothing to have a share of"
     return np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0)
 
-# %% ../../nbs/monitor/text.ipynb #936e2a4b
+# %% ../../nbs/monitor/text.ipynb #69587fd0
 def describe_characters(texts: list[str],
                         ) -> dict[str, Array]: # the columns that need no words, (n,) each
     "Count characters"
@@ -69,7 +70,7 @@ def describe_characters(texts: list[str],
     def count(flags: Array) -> Array: return np.add.reduceat(flags, starts, dtype=np.int64)
     n = np.diff(starts, append=len(codes)) - 1
     letters = count(found & LETTER != 0)
-    parts = {k: count(found & bit != 0) - (bit == SPACE) for k, bit in _SHARES.items()}
+    parts = {k: count(found & bit != 0) for k, bit in _SHARES.items()}
     return {"characters": n, "non_letters": share(n - letters, n), **{k: share(v, n) for k, v in parts.items()},
             "upper": share(count(found & UPPER != 0), letters), "non_ascii": share(count(codes > 127), n)}
 
