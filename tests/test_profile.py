@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlnb.core.course import BLOCKS, cuts, groups, regroup
 from mlnb.core.errors import ParameterError, SchemaError
-from mlnb.core.profile import BLOCK, EXTRA, Profile, bin_edges, count_by_grid, count_by_sorting, count_numbers, make_grid, merge_moments, profile
+from mlnb.core.profile import BLOCK, EXTRA, MAX, Profile, bin_edges, count_by_grid, count_by_sorting, count_numbers, make_grid, merge_moments, profile
 
 SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, 2.0, 5e-324, 1.7e308, -1.7e308, float(np.nextafter(1.0, 0)), float(np.nextafter(1.0, 2))])
 NUMBERS = st.lists(SPECIAL | st.floats() | st.integers(-3, 3).map(float), max_size=60)
@@ -77,8 +78,10 @@ def test_a_grid_counts_as_sorting_does(reference, values, shift, scale):
     grid = make_grid(edges)
     if grid is None: return
     with np.errstate(over="ignore"): near = np.concatenate([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf), edges[1:] / 2 + edges[:-1] / 2, np.array(values, float)])
-    a, b = count_by_grid(near, edges, grid), count_by_sorting(near, edges)
-    assert np.array_equal(a.counts, b.counts) and a[1:] == b[1:]
+    expected = count_by_sorting(near, edges)
+    for blocks in (1, 7):
+        found = count_by_grid(near, edges, grid, cuts(len(near), blocks))
+        assert np.array_equal(found.sum(0), expected) and found.sum(1).tolist() == np.diff(cuts(len(near), blocks)).tolist()
 
 
 @pytest.mark.parametrize("shape", ["normal", "lognormal", "atoms", "far", "two heaps", "nulls", "constant"])
@@ -100,6 +103,81 @@ def test_outer_bins_are_empty_in_the_reference(values):
     p = profile({"x": np.array([*values, 1.0])})["x"]
     outer = [p.counts[-1]] if p.edges[0] == p.low else [p.counts[0], p.counts[-1]]  # nothing lies below the least float
     assert not any(outer)
+
+
+def by_hand(c, frame_column, n):
+    "The course of a column, block by block and row by row"
+    out = []
+    for a, b in zip(cuts(n), cuts(n)[1:], strict=False):
+        part = frame_column[a:b]
+        if hasattr(c, "edges"):
+            values = part.to_numpy(float)
+            line = np.array([(values == -np.inf).sum(), *np.diff([((values <= e) & (values > -np.inf)).sum() for e in (*c.edges, MAX)], prepend=0), (values == np.inf).sum()])
+            out.append([*regroup(line, c.groups), np.isnan(values).sum()])
+        else:
+            text = [None if pd.isna(v) else str(v) for v in part]
+            known = [text.count(level) for level in c.levels[:15]]
+            out.append([*known, len(text) - sum(known) - text.count(None), text.count(None)])
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(NUMBERS, LEVELS, BINS, st.lists(st.integers(0, 60), max_size=6))
+def test_a_course_counts_each_block(numbers, levels, bins, cuts_at):
+    frame = table(numbers, levels)
+    whole = profile(frame, bins=bins)
+    for name in ("x", "c", "b"):
+        c = whole[name]
+        assert c.course.tolist() == by_hand(c, frame[name], len(frame)) and c.course.sum() == whole.n
+        if name == "x": assert c.groups.shape == (len(c.counts) + 2,) and c.groups[0] == 0 and set(np.diff(c.groups)) <= {0, 1} and c.groups[-1] < 16
+    parts = [profile(c, like=whole, course=True) for c in chunks(frame, cuts_at)]
+    joined = reduce(add, parts, whole.empty())
+    same(joined, whole)
+    if not len(frame): return
+    assert all(np.array_equal(joined[k].course.sum(0), whole[k].course.sum(0)) for k in whole.columns)
+    read = Profile.from_json(joined.to_json())
+    assert read == joined and all(np.array_equal(read[k].course, joined[k].course) for k in whole.columns)
+    assert profile(frame, like=whole)["x"].course is None
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 1_000, 9 * BLOCK + 5])
+def test_courses_of_long_columns(n):
+    rng = np.random.default_rng(n)
+    frame = pd.DataFrame({"x": np.where(rng.random(n) < .1, np.nan, rng.normal(size=n)), "k": pd.Categorical.from_codes(rng.integers(-1, 30, n), [f"l{i}" for i in range(30)])})
+    p = profile(frame)
+    assert p["x"].course.shape[0] == p["k"].course.shape[0] == min(n, BLOCKS)
+    assert p["x"].course.tolist() == by_hand(p["x"], frame["x"], n) and p["k"].course.tolist() == by_hand(p["k"], frame["k"], n)
+    assert p["k"].course.shape[1] == min(len(p["k"].levels), 15) + 2 and p["x"].course[:, -1].sum() == p["x"].nulls
+
+
+def test_groups_have_about_equal_shares():
+    x = np.random.default_rng(0).lognormal(size=300_000)
+    c = profile({"x": x})["x"]
+    assert c.groups.max() == 15 and abs(c.course.sum(0)[:16] / len(x) - 1 / 16).max() < .005
+    assert groups(np.zeros(3)).tolist() == [0, 0, 0]
+    atoms = profile({"x": np.repeat([0.0, 1.0, 2.0], 100)})["x"]
+    assert atoms.course.sum(0).tolist() == [100, 100, 100, 0]
+    infinite = profile({"x": [-np.inf] * 40 + [1.0] * 60})["x"]
+    assert infinite.course.sum(0).tolist() == [40, 60, 0]
+
+
+def test_what_becomes_of_a_course():
+    x = np.arange(1000.0)
+    p, q = profile({"x": x}), profile({"x": x[:500]}, like=profile({"x": x}))
+    assert p["x"].course is not None and q["x"].course is None and (p + q)["x"].course is None
+    assert np.array_equal((p + p.empty())["x"].course, p["x"].course) and p.empty()["x"].course is None
+    old = p.to_dict() | {"version": 1}
+    old["columns"] = [{k: v for k, v in c.items() if k not in ("course", "groups")} for c in old["columns"]]
+    read = Profile.from_dict(old)
+    assert read["x"].groups is None and read["x"].course is None and np.array_equal(read["x"].counts, p["x"].counts)
+    assert profile({"x": x}, like=read, course=True)["x"].course is None
+    long = sum(profile({"x": x}, like=p, course=True) for _ in range(10))
+    assert BLOCKS / 2 <= len(long["x"].course) <= BLOCKS and np.array_equal(long["x"].course.sum(0), 10 * p["x"].course.sum(0))
+
+
+def test_levels_with_the_same_text_are_one():
+    c = profile({"c": pd.Categorical([1, "1", 2], categories=[1, "1", 2])})["c"]
+    assert (c.n, c.levels, c.counts.tolist()) == (3, ("1", "2"), [2, 1])
 
 
 def test_atoms_have_a_bin_of_their_own():
