@@ -7,14 +7,18 @@ What to expect. `drift` compares a window with a reference; it is no segmentatio
 
 - It needs some 20 rows on either side, and the series have 105 to 774 rows. Segments of a dozen rows, which people mark without effort, are out of reach, and so is a change in the
   last rows of a series. And it looks at a window only once it is full, 20 rows later.
-- It takes rows for independent. Those of a price are not, and next month's prices differ for certain from last month's although nothing happened. So "certain" says nothing here, and
-  "large enough" decides: window and reference must hardly overlap (KS of at least .8).
+- Rows of a price depend on each other: next month's differ for certain from last month's although nothing happened. `drift` learns this from the order of the reference's rows, but
+  twenty rows teach little.
 - It looks at distributions, so a change of slope or of season is seen only once it has moved the level.
 
-One setting serves all series. It was chosen on these seven (windows of 10 or 20 rows, KS of .6, .8 or .95, levels or changes), so the scores flatter it somewhat; the margins asserted
-below are a third of what was measured.
+Prices, passengers and miners grow or shrink by so many per cent, and are close to random walks, for which textbooks take relative changes. Their nearly independent rows suit `drift`, which then
+runs as it is. But a new level is a single outlier among changes, which no window sees, and levels are what the annotators looked at. So levels are scored as well, with one more condition, as their
+rows depend so much on each other: window and reference must hardly overlap (KS of at least .8).
+
+One setting serves all series. Windows of 10 and 20 rows were tried, and for levels a KS of 0 to .9, so the scores flatter somewhat; the margins asserted at the end are about a third of
+what was measured. Methods made for the purpose are in the same range here (in the benchmark, Bayesian online detection with default parameters has a covering of .60 and an F1 of .66 on the six
+series without missing values) and find changes of other kinds as well.
 """
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -24,7 +28,7 @@ import river.drift.datasets as annotated
 
 from mlnb.monitor.drift import drift
 
-MARGIN, WINDOW, FEWEST, STEP, FAR = 5, 20, 20, 5, .8
+MARGIN, WINDOW, FEWEST, STEP, FAR = 5, 20, 20, 5, .8  # rows; FAR: a KS distance
 Annotations = Mapping[str, list[int]]
 
 
@@ -139,7 +143,7 @@ def steepest(x: pd.DataFrame, start: int, stop: int) -> int:
     return start + int(k[((sums**2).sum(1) / (k * (len(z) - k))).argmax()])
 
 
-def change_points(x: pd.DataFrame, far: float = FAR) -> list[int]:
+def change_points(x: pd.DataFrame, far: float = 0) -> list[int]:
     "Compare each window with the rows since the last change; where it is far away, look for the change in the last rows before it and in it"
     start = int(x.notna().all(axis=1).to_numpy().argmax())
     found, at = [], start + FEWEST
@@ -156,36 +160,38 @@ def change_points(x: pd.DataFrame, far: float = FAR) -> list[int]:
 def test_made_up_changes_are_found():
     rng = np.random.default_rng(0)
     level = pd.DataFrame({"x": np.repeat([0, 4, -1, 6], 60) + rng.normal(size=240)})
-    assert f1({"truth": [60, 120, 180]}, change_points(level)) == 1 and covering({"truth": [60, 120, 180]}, change_points(level), 240) > .95
-    assert change_points(pd.DataFrame({"x": rng.normal(size=500), "y": rng.exponential(size=500)})) == []
     one = pd.DataFrame({"x": rng.normal(size=200), "y": np.repeat([0, 5], 100) + rng.normal(size=200)})
-    assert [abs(p - 100) <= 2 for p in change_points(one)] == [True]
+    for x, truth in ((level, [60, 120, 180]), (one, [100])):
+        found = change_points(x, FAR)
+        assert f1({"truth": truth}, found) == 1 and covering({"truth": truth}, found, len(x)) > .95
     assert change_points(level[:39]) == []  # too short to compare anything
 
 
-def scored(transform: Callable[[str, pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    "Both scores of all series"
-    rows = []
-    for name, (make, marked, cover, score) in SERIES.items():
-        x = make()
-        found = change_points(transform(name, x))
-        rows.append({"series": name, "rows": len(x), "marked": round(np.mean([len(p) for p in marked.values()]), 1), "found": len(found), "covering": covering(marked, found, len(x)),
-                     "covering, none": cover, "F1": f1(marked, found), "F1, none": score})
-    return pd.DataFrame(rows).set_index("series")
+def test_noise_is_cut_no_more_often_than_the_budget_says():
+    "0.05 alarms a check, and 73 checks of 400 rows: at most 7 in 146 checks, while 0.02 a check were measured; none of them is far"
+    rng = np.random.default_rng(1)
+    noise = [pd.DataFrame({"x": rng.normal(size=400), "y": rng.exponential(size=400)}) for _ in range(2)]
+    assert sum(len(change_points(x)) for x in noise) <= 7
+    assert [change_points(x, FAR) for x in noise] == [[]] * 2
 
 
 def levels(name: str, x: pd.DataFrame) -> pd.DataFrame: return np.log(x) if name in GROWING else x
 def changes(name: str, x: pd.DataFrame) -> pd.DataFrame: return np.log(x).diff(12 if name == "jfk_passengers" else 1) if name in GROWING else x
 
 
-def test_scores_beat_finding_nothing():
-    """Levels or changes? Prices are close to random walks, for which textbooks take changes. Their independent rows would suit the test, but a new level is a single outlier among them, which
-    no window sees, and levels are what the annotators looked at. So levels are scored (and paid for: bitcoin's wander, and are cut too often); those of changes are printed beside them."""
-    by = {"levels": scored(levels), "changes": scored(changes)}
-    for kind, table in by.items(): print(f"\n{kind}\n{pd.concat([table, table.mean().to_frame('mean').T]).round(3).to_string()}")
-    table = by["levels"]
-    assert table[["covering", "F1"]].min().min() > 0 and table[["covering", "F1"]].max().max() <= 1 and not any(map(math.isnan, table.to_numpy().ravel()))
+@pytest.mark.parametrize("transform,far", [(changes, 0), (levels, FAR)])
+def test_scores_beat_finding_nothing(transform, far):
+    "Measured: covering .59 and .62 against .39, F1 .59 and .64 against .48"
+    rows = []
+    for name, (make, marked, cover, score) in SERIES.items():
+        x = make()
+        found = change_points(transform(name, x), far)
+        rows.append({"series": name, "rows": len(x), "marked": np.mean([len(p) for p in marked.values()]), "found": len(found), "covering": covering(marked, found, len(x)),
+                     "covering, none": cover, "F1": f1(marked, found), "F1, none": score})
+    table = pd.DataFrame(rows).set_index("series")
     mean = table.mean()
-    assert mean["covering"] > mean["covering, none"] + .05, "measured: .53 against .39"
-    assert mean["F1"] > mean["F1, none"] + .05, "measured: .63 against .48"
-    assert (table["covering"] > table["covering, none"]).sum() >= 4 and (table["F1"] > table["F1, none"]).sum() >= 4
+    print(f"\n{transform.__name__}, KS at least {far}\n{pd.concat([table, mean.to_frame('mean').T]).round(3).to_string()}")
+    assert table[["covering", "F1"]].min().min() > 0 and table[["covering", "F1"]].max().max() <= 1 and not table.isna().any().any()
+    assert mean["covering"] > mean["covering, none"] + .06
+    assert mean["F1"] > mean["F1, none"] + .03
+    assert (table["covering"] >= table["covering, none"]).sum() >= 4 and (table["F1"] >= table["F1, none"]).sum() >= 4
