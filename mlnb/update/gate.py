@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import ParameterError
 from ..core.result import BLUE, GREEN, GREY, ORANGE, Result, figure
-from ..monitor.performance import FEWEST_BLOCKS, METRICS, Estimate, Metric, lacking, spread, t_interval
+from ..monitor.metrics import FEWEST_BLOCKS, METRICS, Estimate, Metric, lacking, spread, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
