@@ -13,8 +13,8 @@ import numpy as np
 # %% auto #0
 __all__ = ['EPS', 'LOSSES', 'EXPECTED', 'Expected', 'expected_log_loss', 'expected_brier', 'expected_bias', 'expected_accuracy',
            'expected_precision', 'expected_recall', 'expected_f1', 'expected_roc_auc', 'expected_pr_auc',
-           'expected_log_loss_classes', 'expected_accuracy_classes', 'expected_f1_classes', 'expected_roc_auc_classes',
-           'losses']
+           'expected_log_loss_classes', 'expected_accuracy_classes', 'expected_roc_auc_classes',
+           'expected_precision_classes', 'expected_recall_classes', 'expected_f1_classes', 'losses']
 
 # %% ../../nbs/monitor/expected.ipynb #8ba72840
 class Expected(NamedTuple):
@@ -95,7 +95,7 @@ def expected_pr_auc(q: np.ndarray, p: np.ndarray) -> Expected: # as above
     value = float((q * mine).sum()) / max(hits, EPS)
     return _ratio(float((q * mine).sum()), hits, mine + lower + same - q / asked - value)
 
-# %% ../../nbs/monitor/expected.ipynb #6a423473
+# %% ../../nbs/monitor/expected.ipynb #bc7fafc3
 def expected_log_loss_classes(q: np.ndarray, p: np.ndarray) -> Expected: # both of shape (n, k)
     "Of the probabilities that the model gave"
     loss = -np.log(np.maximum(p, EPS))
@@ -106,22 +106,37 @@ def expected_accuracy_classes(q: np.ndarray, label: np.ndarray) -> Expected: # l
     right = (label[:, None] == np.arange(q.shape[1])).astype(float)
     return Expected(float((q * right).sum(1).mean()), right / len(q))
 
-def _macro(of: Callable[[np.ndarray, np.ndarray], Expected], q: np.ndarray, answers: np.ndarray) -> Expected:
-    "The mean of a binary metric over the classes for which it is defined"
+# %% ../../nbs/monitor/expected.ipynb #42f40a10
+def _macro(of: Callable[[np.ndarray, np.ndarray], Expected], q: np.ndarray, answers: np.ndarray, counted: np.ndarray | None = None) -> Expected:
+    "The mean of a binary metric over the classes that count, by default those for which it is defined"
     each = [of(q[:, c], answers[:, c]) for c in range(q.shape[1])]
-    defined = [e for e in each if np.isfinite(e.value)]
-    value = float(np.mean([e.value for e in defined])) if defined else float("nan")
-    return Expected(value, np.stack([e.slope for e in each], 1) / max(len(defined), 1))
-
-def expected_f1_classes(q: np.ndarray, label: np.ndarray) -> Expected: # label: codes 0..k-1
-    "Mean of the F1 of each class"
-    return _macro(expected_f1, q, (label[:, None] == np.arange(q.shape[1])).astype(float))
+    values = np.array([e.value for e in each])
+    n = int((np.isfinite(values) if counted is None else counted).sum())
+    return Expected(float(np.nansum(values)) / n if n else float("nan"), np.stack([e.slope for e in each], 1) / max(n, 1))
 
 def expected_roc_auc_classes(q: np.ndarray, p: np.ndarray) -> Expected: # both of shape (n, k)
     "Mean of the area of each class against the rest"
     return _macro(expected_roc_auc, q, p)
 
-# %% ../../nbs/monitor/expected.ipynb #72d4682f
+# %% ../../nbs/monitor/expected.ipynb #81390512
+def _by_class(of: Callable[[np.ndarray, np.ndarray], Expected], q: np.ndarray, label: np.ndarray) -> Expected:
+    "The mean of a metric of labels over the classes that occur or were answered"
+    said = (label[:, None] == np.arange(q.shape[1])).astype(float)
+    return _macro(of, q, said, q.sum(0) + said.sum(0) > 0)
+
+def expected_precision_classes(q: np.ndarray, label: np.ndarray) -> Expected: # label: codes 0..k-1
+    "Mean of the precision of each class"
+    return _by_class(expected_precision, q, label)
+
+def expected_recall_classes(q: np.ndarray, label: np.ndarray) -> Expected: # label: codes 0..k-1
+    "Mean of the recall of each class"
+    return _by_class(expected_recall, q, label)
+
+def expected_f1_classes(q: np.ndarray, label: np.ndarray) -> Expected: # label: codes 0..k-1
+    "Mean of the F1 of each class"
+    return _by_class(expected_f1, q, label)
+
+# %% ../../nbs/monitor/expected.ipynb #46b43f18
 LOSSES = ("error", "absolute", "squared")  # the columns of q for a regression
 
 def losses(y: np.ndarray, # truth
@@ -140,10 +155,14 @@ def _root(q: np.ndarray) -> Expected:
     root = np.sqrt(max(square.value, 0.))
     return Expected(float(root), square.slope / max(2 * root, EPS))
 
-# %% ../../nbs/monitor/expected.ipynb #14838016
+def _half(e: Expected) -> Expected:
+    "Half of a metric"
+    return Expected(e.value / 2, e.slope / 2)
+
+# %% ../../nbs/monitor/expected.ipynb #5e3e3f6d
 EXPECTED: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], Expected]]] = {
     "binary": {"roc_auc": expected_roc_auc, "pr_auc": expected_pr_auc, "log_loss": expected_log_loss, "brier": expected_brier, "bias": expected_bias,
                "accuracy": expected_accuracy, "precision": expected_precision, "recall": expected_recall, "f1": expected_f1},
     "multiclass": {"roc_auc": expected_roc_auc_classes, "log_loss": expected_log_loss_classes, "accuracy": expected_accuracy_classes,
-                   "f1": expected_f1_classes},
-    "regression": {"mae": lambda q, _: _column(q, 1), "rmse": lambda q, _: _root(q), "mse": lambda q, _: _column(q, 2), "bias": lambda q, _: _column(q, 0)}}
+                   "precision": expected_precision_classes, "recall": expected_recall_classes, "f1": expected_f1_classes},
+    "regression": {"mae": lambda q, _: _column(q, 1), "rmse": lambda q, _: _root(q), "bias": lambda q, _: _column(q, 0), "pinball": lambda q, _: _half(_column(q, 1))}}
