@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['LEVELS', 'ROWS', 'FEWEST_ROWS', 'CLIP', 'SHARE', 'ENOUGH', 'role', 'shared_columns', 'as_matrix', 'effective_size',
-           'temper', 'Ratio', 'density_ratio']
+__all__ = ['LEVELS', 'ROWS', 'FEWEST_ROWS', 'CLIP', 'SHARE', 'role', 'shared_columns', 'as_matrix', 'effective_size', 'temper',
+           'Ratio', 'density_ratio']
 
 # %% ../../nbs/monitor/density.ipynb #7d5d097b
 def role(values: pd.Series,      # a column
@@ -125,8 +125,8 @@ class Ratio(NamedTuple):
     power: float        # 1: the odds as they are, less: evened out, 0: not weighted at all
     overlap: float      # about 1: all of the other rows have their like in the reference, 0: none has
 
-# %% ../../nbs/monitor/density.ipynb #62ba585d
-FEWEST_ROWS, CLIP, SHARE, ENOUGH = 100, 20., .2, 1_000
+# %% ../../nbs/monitor/density.ipynb #826a267b
+FEWEST_ROWS, CLIP, SHARE = 100, 20., .1
 
 def density_ratio(X: np.ndarray,      # shape (n + m, columns): the reference, then the other rows; NaN is a missing value
                   codes: list[bool],  # which columns are codes of levels
@@ -138,5 +138,5 @@ def density_ratio(X: np.ndarray,      # shape (n + m, columns): the reference, t
     today = np.arange(len(X)) >= n
     log_odds = _unseen_log_odds(X, codes, today, seed)
     raw = np.exp(_trust(log_odds, today) * log_odds[:n])
-    weights, power = temper(np.clip(raw / raw.mean(), 1 / CLIP, CLIP), min(SHARE * n, ENOUGH))
+    weights, power = temper(np.clip(raw / raw.mean(), 1 / CLIP, CLIP), SHARE * n)
     return Ratio(weights, effective_size(weights), power, min(1., float(raw.mean())))

@@ -54,7 +54,7 @@ def contradiction(s: Surprise,     # as from `surprise`
     if s.n < FEWEST or variance <= 0: return 1.
     return float(2 * stdtr(freedom, -abs(n * s.mean) / np.sqrt(variance)))
 
-# %% ../../nbs/monitor/evidence.ipynb #ad3c9910
+# %% ../../nbs/monitor/evidence.ipynb #dd12e1d9
 class Combined(NamedTuple):
     "A metric from forecast and labels"
     value: float    # the estimate
@@ -74,5 +74,6 @@ def combine(e: Expected,          # the metric and its slopes, known outcomes su
     if s.n < FEWEST or not rest: return Combined(e.value, luck + prior, 0.)
     correction, error = rest * s.mean, rest**2 * s.variance / s.n
     weight = 1. if contradicted or prior + error == 0 else prior / (prior + error)
-    room = max(prior, correction**2 - error)
-    return Combined(e.value + weight * correction, weight**2 * error + (1 - weight) ** 2 * room + max(luck, rest * s.variance), weight)
+    room = correction**2 - error if correction**2 > 2 * (prior + error) else prior
+    if contradicted: luck = max(luck, rest * s.variance)
+    return Combined(e.value + weight * correction, weight**2 * error + (1 - weight) ** 2 * room + luck, weight)
