@@ -24,11 +24,14 @@ def lag1(values: np.ndarray, # shape (k,), in order of time, k >= 3
     plain = float(d[1:] @ d[:-1] / (d @ d))
     return float(np.clip(plain + (1 + 4 * max(plain, 0)) / k, -.99, .99))
 
-# %% ../../nbs/monitor/thresholds.ipynb #95bfffb8
-def _safe_correlation(values: np.ndarray) -> float:
-    "One standard error more than `lag1`, between 0 and .9"
-    return float(np.clip(lag1(values) + 1 / np.sqrt(len(values)), 0, .9))
+# %% ../../nbs/monitor/thresholds.ipynb #ee3ec926
+def _safe_correlation(values: np.ndarray, noise: float) -> float: # noise: variance of a value due to its rows, or NaN
+    "One standard error more than `lag1`, between 0 and .9, and no more than the noise leaves"
+    k, variance = len(values), values.var(ddof=1)
+    most = .9 if not noise > 0 else 0.0 if variance == 0 else float(np.clip(1 - noise / (variance * (1 + np.sqrt(2 / (k - 1)))), 0, .9))
+    return float(np.clip(lag1(values) + 1 / np.sqrt(k), 0, most))
 
+# %% ../../nbs/monitor/thresholds.ipynb #ac7b2678
 def _repetition(rho: float, k: int) -> tuple[float, float, float]: # variance of the mean, mean of the sample variance, degrees of freedom
     "What correlation does to the mean and the variance of k values of variance 1"
     R = rho ** np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
@@ -36,7 +39,7 @@ def _repetition(rho: float, k: int) -> tuple[float, float, float]: # variance of
     square = (R**2).sum() - 2 / k * (R.sum(1) ** 2).sum() + R.sum() ** 2 / k**2
     return float(R.mean()), float(trace / (k - 1)), float(trace**2 / square)
 
-# %% ../../nbs/monitor/thresholds.ipynb #cbfc22bf
+# %% ../../nbs/monitor/thresholds.ipynb #f0021327
 FEWEST_CHUNKS = 5  # with fewer, the t quantile alone makes bounds that catch nothing
 
 class Bounds(NamedTuple):
@@ -48,6 +51,7 @@ class Bounds(NamedTuple):
     correlation: float = 0.0   # between neighbours, as it was allowed for
     reason: str = ""           # why there are no bounds
 
+# %% ../../nbs/monitor/thresholds.ipynb #c49195cb
 def prediction_bounds(values: Sequence[float] | np.ndarray, # one for each reference chunk, in order of time; NaN where there is none
                       level: float = .95,                   # share of new chunks within the bounds when nothing changed, two-sided
                       *, errors: Sequence[float] | np.ndarray | None = None, # standard errors of the values
@@ -60,7 +64,7 @@ def prediction_bounds(values: Sequence[float] | np.ndarray, # one for each refer
     x, k = x[known], int(known.sum())
     if k < FEWEST_CHUNKS: return Bounds(chunks=k, reason=f"{k} reference chunk{'s have' if k != 1 else ' has'} a value, {FEWEST_CHUNKS} are needed")
     noise = np.nan if errors is None or not np.isfinite(e := np.asarray(errors, dtype=float)[known]).any() else float(np.nanmean(e**2))
-    rho = _safe_correlation(x)
+    rho = _safe_correlation(x, noise)
     of_mean, of_variance, freedom = _repetition(rho, k)
     variance = np.fmax(x.var(ddof=1) / of_variance, noise) * (1 + of_mean) + np.fmax((error if error is not None else np.nan) ** 2 - noise, 0)
     if variance == 0: return Bounds(centre=float(x[0]), chunks=k, reason=f"all {k} reference chunks have the same value")
