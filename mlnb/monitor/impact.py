@@ -168,7 +168,7 @@ def impact(predict: Callable[[pd.DataFrame], Any], # rows -> scores (n,), class 
     table = table.reset_index(drop=True)
     return ImpactReport(table, drift.alarm, _summary(table, labels), len(frame))
 
-# %% ../../nbs/monitor/impact.ipynb #6117e290
+# %% ../../nbs/monitor/impact.ipynb #60ea328b
 def plot_impact(r: ImpactReport, most: int = 16) -> Figure:
     "By how much each feature moves the answers"
     shown = r.rows.head(most) if len(r.rows) <= most else pd.concat([r.rows.head(most - 1), r.rows.tail(1)])
@@ -180,7 +180,8 @@ def plot_impact(r: ImpactReport, most: int = 16) -> Figure:
     ax.set(yticks=y, yticklabels=shown["feature"], ylim=(len(shown) - .4, -.6), xlabel="change of an answer (orange: the feature drifted)")
     ax.tick_params(axis="y", length=0)
     ax.set_title("What the answers owe to the drift of each feature")
-    if len(shown): ax.legend(loc="lower right")
+    ax.set_xlim(0, max(1.12 * float(shown["moved"].max()), 1e-6) if len(shown) else 1)
+    if len(shown): ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=.1)
     return fig
 
 # %% ../../nbs/monitor/impact.ipynb #dd48ca94
