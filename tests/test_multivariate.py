@@ -10,7 +10,7 @@ from scipy.signal import lfilter
 from mlnb.core.errors import NotFound, ParameterError, SchemaError
 from mlnb.monitor.matrix import LARGE, LEVELS, Encoder, level_codes
 from mlnb.monitor.multivariate import area, autocorrelation_time, certainty, forward_splits, learn_forward, multivariate_drift, p_value, thin
-from mlnb.monitor.performance import roc_auc
+from mlnb.monitor.metrics import roc_auc
 
 
 def series(rng, n, k, phi=.0):
@@ -37,7 +37,7 @@ def test_any_column_becomes_numbers():
 
 @pytest.mark.parametrize("make", [lambda v: pd.Series(v), lambda v: pd.Series(v, dtype=object), lambda v: pd.Series(v, dtype="category"), lambda v: pd.Series(v, dtype="string")])
 def test_levels_are_the_same_however_they_are_stored(make):
-    codes, names = level_codes(make(["x", "y", None, "x"]))
+    codes, names, _ = level_codes(make(["x", "y", None, "x"]))
     assert [names[i] if i >= 0 else None for i in codes] == ["x", "y", None, "x"]
 
 
