@@ -42,8 +42,8 @@ class Plan(NamedTuple):
     block: str | None
     level: float
 
-# %% ../../nbs/monitor/performance.ipynb #0b77e21d
-def _measure_chunk(part: Part, answers: Answers, plan: Plan, blocks: np.ndarray | None) -> list[dict[str, Any]]:
+# %% ../../nbs/monitor/performance.ipynb #6783a3d2
+def _measure_chunk(part: Part, answers: Answers, plan: Plan, watched: Mapping[str, Metric], blocks: np.ndarray | None) -> list[dict[str, Any]]:
     "The rows of the table for one chunk"
     rows, use = part.rows, part.rows[answers.known[part.rows]]
     n = len(rows)
@@ -51,7 +51,7 @@ def _measure_chunk(part: Part, answers: Answers, plan: Plan, blocks: np.ndarray 
     def of(m: Metric, y: np.ndarray, i: np.ndarray) -> Measured: return measure(m, y[i], answers.given[m.needs][i], plan.level, None if blocks is None else blocks[i])
     few = Measured(reason=f"{n} row{'s are' if n > 1 else ' is'} too few, {FEWEST} are needed") if n < FEWEST else None
     found = {name: of(m, answers.y, use) for name, m in plan.metrics.items() if m.needs in answers.given}
-    found |= {name: few or of(m, answers.known, rows) for name, m in proxies(answers).items()}
+    found |= {name: few or of(m, answers.known, rows) for name, m in watched.items()}
     return [{**head, "metric": name, **v._asdict(), **({} if n else {"reason": "no prediction"})} for name, v in found.items()]
 
 # %% ../../nbs/monitor/performance.ipynb #f72e7cf3
@@ -63,7 +63,7 @@ class Chunks(NamedTuple):
     known: np.ndarray       # has the label arrived?
     metrics: dict[str, Metric] # metrics and proxies of the table
 
-# %% ../../nbs/monitor/performance.ipynb #88caf0e7
+# %% ../../nbs/monitor/performance.ipynb #4ce0a304
 def measure_chunks(frame: pd.DataFrame, # one row a prediction
                    plan: Plan,
                    timed: bool = False, # refuse a frame without times
@@ -74,9 +74,9 @@ def measure_chunks(frame: pd.DataFrame, # one row a prediction
     answers = read_answers(frame, plan.y_true, plan.y_pred, plan.y_proba, plan.task, plan.classes)
     at = row_times(frame, plan.at, timed or isinstance(plan.chunk, str) or bool(plan.block))
     blocks = None if plan.block is None or at is None else chunk_edges(at, plan.block).searchsorted(at, side="right")
-    parts = cut(at, len(frame), plan.chunk)
-    table = pd.DataFrame([row for p in parts for row in _measure_chunk(p, answers, plan, blocks)])
-    return Chunks(table.astype(dict.fromkeys(("share", "value", "lower", "upper"), float)), parts, at, answers.known, plan.metrics | proxies(answers))
+    parts, watched = cut(at, len(frame), plan.chunk), proxies(answers)
+    table = pd.DataFrame([row for p in parts for row in _measure_chunk(p, answers, plan, watched, blocks)])
+    return Chunks(table.astype(dict.fromkeys(("share", "value", "lower", "upper"), float)), parts, at, answers.known, plan.metrics | watched)
 
 # %% ../../nbs/monitor/performance.ipynb #2897acd9
 def _limit_bounds(limit: float | tuple[float, float], better: str) -> tuple[float, float]: # NaN where there is no bound
