@@ -158,7 +158,7 @@ def _deployments(ws: Workspace) -> list[dict[str, Any]]:
 # %% ../nbs/cli.ipynb #c15898c6
 def _predictions(ws: Workspace) -> list[dict[str, Any]]:
     "What is logged for each deployment"
-    from mlnb.jupyter.board import span
+    from mlnb.monitor.deployed import span
     logs = [(d, span(d)) for d in ws.deployments()]
     return [{"deployment": d.name, "predictions": log.rows if log else 0, "first": f"{log.first:%Y-%m-%d %H:%M}" if log else None,
              "last": f"{log.last:%Y-%m-%d %H:%M}" if log else None, "labelled": d.feedback_summary()["labelled"] if log else 0} for d, log in logs]
