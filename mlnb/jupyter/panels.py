@@ -33,13 +33,13 @@ def _drift_parts(ui: SimpleNamespace) -> list[DOMWidget]:
     ui.sides = sides([w.HTML(heading("What the model said")), ui.outputs, w.HTML(heading("What it was asked, worst first")), ui.features], [ui.figure, ui.numbers])
     return [*ui.sides, ui.course]
 
-# %% ../../nbs/jupyter/panels.ipynb #a4095670
+# %% ../../nbs/jupyter/panels.ipynb #16d38a21
 NUMBERS = ["distance", "tolerance", "threshold", "p_value", "psi", "nulls_reference", "nulls_current", "unseen"]
 
-def by_chunk(course: TimelineReport) -> pd.DataFrame: # chunk, predictions, drifted, farthest, distance
+def by_chunk(course: TimelineReport) -> pd.DataFrame: # chunk, rows, drifted, farthest, distance
     "A course as a table, the newest first"
     import pandas as pd
-    def row(name: str, r: Any) -> dict[str, Any]: return {"chunk": name, "predictions": r.current.n, "drifted": len(r.drifted), "farthest": r.features[0].name, "distance": r.features[0].worst.distance}
+    def row(name: str, r: Any) -> dict[str, Any]: return {"chunk": name, "rows": r.current.n, "drifted": len(r.drifted), "farthest": r.features[0].name, "distance": r.features[0].worst.distance}
     return pd.DataFrame([row(c.name, c.report) for c in reversed(course.chunks)])
 
 # %% ../../nbs/jupyter/panels.ipynb #34d5a26f
