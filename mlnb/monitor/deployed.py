@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from mlnb.monitor.estimate import EstimateReport
 
 # %% auto #0
-__all__ = ['MOST', 'LEAST', 'FITTED', 'Span', 'span', 'usual_window', 'chunk_budget', 'learned_until', 'later_rows', 'held_out',
-           'reference_rows', 'deployment_estimate', 'Together']
+__all__ = ['MOST', 'LEAST', 'FITTED', 'Span', 'span', 'usual_window', 'chunk_budget', 'learned_until', 'ripe_rows', 'answered_by',
+           'later_rows', 'held_out', 'reference_rows', 'window_rows', 'deployment_estimate', 'Together']
 
 # %% ../../nbs/monitor/deployed.ipynb #d010e24f
 class Span(NamedTuple):
@@ -83,10 +83,12 @@ def learned_until(version: ModelVersion) -> pd.Timestamp:
     if {"until", "holdout"} <= set(version.info): return clock.timestamp(clock.micros(version.info["until"])) - pd.Timedelta(version.info["holdout"])
     return version.created
 
-# %% ../../nbs/monitor/deployed.ipynb #7dee30c4
+# %% ../../nbs/monitor/deployed.ipynb #69f770c4
 MOST, LEAST = 50_000, 1_000  # labelled rows of a reference
 
-def _ripe_rows(rows: pd.DataFrame, as_of: TimeLike | None) -> pd.DataFrame: # as from `labelled`
+def ripe_rows(rows: pd.DataFrame,      # as from `labelled`
+              as_of: TimeLike | None,  # the time of the judgement; by default the latest that the rows know of
+              ) -> pd.DataFrame:       # at most MOST
     "Labelled rows whose neighbours have had time to get their labels"
     import numpy as np
     delay = learn_delay(rows["at"], rows["labelled_at"])
@@ -95,6 +97,14 @@ def _ripe_rows(rows: pd.DataFrame, as_of: TimeLike | None) -> pd.DataFrame: # as
     ripe = rows[rows["y_true"].notna() & (rows["at"] + delay <= now)]
     return ripe.iloc[np.linspace(0, len(ripe) - 1, min(len(ripe), MOST)).astype(int)]
 
+# %% ../../nbs/monitor/deployed.ipynb #eeab5587
+def answered_by(version: ModelVersion, rows: pd.DataFrame) -> pd.DataFrame: # the rows with `prediction` and scores
+    "What a version says about rows of the log"
+    import pandas as pd
+    rows = rows.reset_index(drop=True)
+    return pd.concat([rows, version.predict(version.schema.conform(rows[list(version.schema.names)]))], axis=1) if len(rows) else rows
+
+# %% ../../nbs/monitor/deployed.ipynb #d4efd396
 def later_rows(dep: Deployment,
                version: ModelVersion,
                since: TimeLike | None,         # rows before this; None: there are none
@@ -102,33 +112,39 @@ def later_rows(dep: Deployment,
                ) -> pd.DataFrame:              # at, features, y_true, prediction and scores
     "Labelled rows of the log that a version did not learn from, with its answers"
     import pandas as pd
-    names = list(version.schema.names)
-    if since is None or learned_until(version) >= clock.timestamp(clock.micros(since, "since")): return pd.DataFrame(columns=["at", *names, "y_true"])
-    rows = _ripe_rows(events.labelled(dep, learned_until(version), since, as_of=as_of, columns=["at", *names]), as_of).reset_index(drop=True)
-    said = version.predict(version.schema.conform(rows[names])) if len(rows) else {}
-    return rows.assign(**{c: said[c].to_numpy() for c in said})
+    columns = ["at", *version.schema.names]
+    if since is None or learned_until(version) >= clock.timestamp(clock.micros(since, "since")): return pd.DataFrame(columns=[*columns, "y_true"])
+    return answered_by(version, ripe_rows(events.labelled(dep, learned_until(version), since, as_of=as_of, columns=columns), as_of))
 
-# %% ../../nbs/monitor/deployed.ipynb #88d566be
+# %% ../../nbs/monitor/deployed.ipynb #b1c01fe4
 FITTED = .7  # share of the training rows that the copy learns from
 
-def _refit(version: ModelVersion, seed: int) -> pd.DataFrame:
-    "What a copy that was fitted on the first part of the training rows says about the rest"
-    import numpy as np
-    from sklearn.base import clone
+def _training_rows(version: ModelVersion) -> pd.DataFrame: # in order of time, if the times are known; raises ParameterError
+    "The labelled rows that a version was fitted on"
     data = version.training_data()
     if data is None or "y_true" not in data: raise ParameterError(f"the labelled training rows of {version.label} were not kept; register with y and keep_data=True")
-    data = data.sort_values("at", kind="stable", ignore_index=True) if "at" in data else data
-    X, y, cut, model = version.schema.conform(data[list(version.schema.names)]), data["y_true"].to_numpy(), int(FITTED * len(data)), clone(version.load())
-    unset = {k: seed for k, v in model.get_params().items() if k.split("__")[-1] == "random_state" and v is None}
-    model.set_params(**unset).fit(X.iloc[:cut], y[:cut])
-    if version.classes and len(model.classes_) < len(version.classes): raise ParameterError(f"the first {FITTED:.0%} of the training rows of {version.label} have labels of {len(model.classes_)} classes only, the model knows {len(version.classes)}")
-    said = outputs_of(model, X.iloc[cut:], version.classes, version.info.get("argmax", True))
-    return data.iloc[cut:].reset_index(drop=True).assign(**{c: said[c].to_numpy() for c in said})
+    return data.sort_values("at", kind="stable", ignore_index=True) if "at" in data else data
 
+# %% ../../nbs/monitor/deployed.ipynb #54e5f0dd
+def _fitted_copy(version: ModelVersion, X: pd.DataFrame, y: Any, seed: int) -> Any: # raises ParameterError
+    "A copy of a version's model, fitted on less"
+    from sklearn.base import clone
+    model = clone(version.load())
+    model.set_params(**{k: seed for k, v in model.get_params().items() if k.split("__")[-1] == "random_state" and v is None}).fit(X, y)
+    if not version.classes or len(model.classes_) == len(version.classes): return model
+    raise ParameterError(f"the first {FITTED:.0%} of the training rows of {version.label} have labels of {len(model.classes_)} classes only, the model knows {len(version.classes)}")
+
+# %% ../../nbs/monitor/deployed.ipynb #bd253847
 def held_out(version: ModelVersion, seed: int = 0) -> pd.DataFrame: # at if there are times, features, y_true, prediction and scores; raises ParameterError
     "Training rows with answers of a copy that has not seen them"
+    import pandas as pd
     cache = version.ws.__dict__.setdefault("held_out", {})
-    if (version.id, seed) not in cache: cache[version.id, seed] = _refit(version, seed)
+    if (version.id, seed) not in cache:
+        data = _training_rows(version)
+        X, cut = version.schema.conform(data[list(version.schema.names)]), int(FITTED * len(data))
+        model = _fitted_copy(version, X.iloc[:cut], data["y_true"].to_numpy()[:cut], seed)
+        said = outputs_of(model, X.iloc[cut:], version.classes, version.info.get("argmax", True))
+        cache[version.id, seed] = pd.concat([data.iloc[cut:].reset_index(drop=True), said], axis=1)
     return cache[version.id, seed]
 
 # %% ../../nbs/monitor/deployed.ipynb #79f3f0fa
@@ -144,8 +160,9 @@ def reference_rows(dep: Deployment, version: ModelVersion, since: TimeLike | Non
                              f"and {e}, or choose a later window") from e
     return made, f"the reference is the last {1 - FITTED:.0%} of the training rows of {version.label} ({len(made):,}), answered by a copy that was fitted on the rows before them"
 
-# %% ../../nbs/monitor/deployed.ipynb #404910a7
-def _window_rows(dep: Deployment, since: TimeLike | None, until: TimeLike | None, as_of: TimeLike | None) -> tuple[pd.DataFrame, ModelVersion, list[str]]:
+# %% ../../nbs/monitor/deployed.ipynb #51860f47
+def window_rows(dep: Deployment, since: TimeLike | None, until: TimeLike | None, as_of: TimeLike | None = None,
+                ) -> tuple[pd.DataFrame, ModelVersion, list[str]]: # raises ParameterError
     "The answers of the version that answered last, that version, and what was left out"
     rows = events.labelled(dep, since, until, as_of=as_of)
     if len(rows) == 0: raise ParameterError(f"deployment {dep.name!r} has no prediction in [{since}, {until})")
@@ -154,7 +171,7 @@ def _window_rows(dep: Deployment, since: TimeLike | None, until: TimeLike | None
     left = len(rows) - len(mine)
     return mine, version, [f"{left:,} of {len(rows):,} answers are of earlier versions and are left out; choose their window to estimate them"] * bool(left)
 
-# %% ../../nbs/monitor/deployed.ipynb #9b5ebdcd
+# %% ../../nbs/monitor/deployed.ipynb #3cc8dda4
 def deployment_estimate(dep: Deployment,                # whose answers
                         since: TimeLike | None = None,  # first event time, included
                         until: TimeLike | None = None,  # excluded
@@ -165,7 +182,7 @@ def deployment_estimate(dep: Deployment,                # whose answers
                         ) -> EstimateReport:            # raises ParameterError when there is no prediction or no reference
     "How good were the answers of a deployment in [since, until), as far as can be known before the labels?"
     from mlnb.monitor.estimate import estimate_performance
-    rows, version, left = _window_rows(dep, since, until, as_of)
+    rows, version, left = window_rows(dep, since, until, as_of)
     reference, which = reference_rows(dep, version, since, as_of, seed)
     scores = [c for c in version.outputs.names if c != "prediction"]
     proba = None if not scores else scores[0] if version.task == "binary" else dict(zip(version.classes, scores, strict=True))
