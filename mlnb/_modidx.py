@@ -1250,7 +1250,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.monitor.study.Table': ('monitor/study.html#table', 'mlnb/monitor/study.py'),
                                     'mlnb.monitor.study._attempt': ('monitor/study.html#_attempt', 'mlnb/monitor/study.py'),
                                     'mlnb.monitor.study.blocks_of': ('monitor/study.html#blocks_of', 'mlnb/monitor/study.py'),
-                                    'mlnb.monitor.study.chunks_of': ('monitor/study.html#chunks_of', 'mlnb/monitor/study.py'),
                                     'mlnb.monitor.study.in_order': ('monitor/study.html#in_order', 'mlnb/monitor/study.py'),
                                     'mlnb.monitor.study.outcomes': ('monitor/study.html#outcomes', 'mlnb/monitor/study.py'),
                                     'mlnb.monitor.study.part_of': ('monitor/study.html#part_of', 'mlnb/monitor/study.py'),

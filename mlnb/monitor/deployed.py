@@ -59,13 +59,14 @@ def usual_window(dep: Deployment,
     half = (len(edges) - 1) // 2
     return next(((edges[0], edges[k]) for k in (before, half) if k >= FEWEST_CHUNKS), None)
 
-# %% ../../nbs/monitor/deployed.ipynb #04db4e14
+# %% ../../nbs/monitor/deployed.ipynb #321449eb
 def _chunk_days(chunk: str) -> float:
     "How many days a chunk covers on average"
     import pandas as pd
     edges = chunk_edges(pd.Series(pd.DatetimeIndex(["2013-01-01", "2013-12-31"], tz="UTC")), chunk)
     return (edges[-1] - edges[0]) / pd.Timedelta(days=1) / (len(edges) - 1)
 
+# %% ../../nbs/monitor/deployed.ipynb #4bb7b574
 def chunk_budget(budget: Any,             # as for `drift`: None, a number in a chunk, or "1 per 90 days"
                  chunk: str | int | None, # a pandas offset, a number of rows, or None for one chunk; each is a check
                  ) -> float:              # false alarms to expect in a chunk; raises ParameterError
