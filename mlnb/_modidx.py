@@ -1219,6 +1219,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlnb/monitor/impact.py'),
                                      'mlnb.monitor.impact._answers': ('monitor/impact.html#_answers', 'mlnb/monitor/impact.py'),
                                      'mlnb.monitor.impact._effect': ('monitor/impact.html#_effect', 'mlnb/monitor/impact.py'),
+                                     'mlnb.monitor.impact._harmed': ('monitor/impact.html#_harmed', 'mlnb/monitor/impact.py'),
                                      'mlnb.monitor.impact._levels_back': ('monitor/impact.html#_levels_back', 'mlnb/monitor/impact.py'),
                                      'mlnb.monitor.impact._measured': ('monitor/impact.html#_measured', 'mlnb/monitor/impact.py'),
                                      'mlnb.monitor.impact._nulls_as_they_were': ( 'monitor/impact.html#_nulls_as_they_were',
