@@ -316,3 +316,63 @@ def test_any_numbers_give_a_defined_result(x, y):
 def test_any_numbers_can_be_drawn(x, y):
     report = drift({"x": pd.Series(x, dtype=float)}, {"x": pd.Series(y, dtype=float)})
     report.plot_feature("x"), report.plot()
+
+
+# -- budgets, and the course of the reference
+
+
+def test_a_budget_is_shared_by_features_and_checks():
+    rng = np.random.default_rng(10)
+    frame = pd.DataFrame(rng.normal(size=(5_000, 10))).add_prefix("x")
+    window = frame.sample(1_000, random_state=0).assign(x3=lambda d: d["x3"] + .12)
+    spent = [drift(frame, window, budget=b, every=e).budget for b, e in ((.5, "1D"), ("1 per 90 days", "1D"), ("1 per 90 days", "30D"), ("1 per year", "1h"))]
+    assert spent == pytest.approx([.5, 1 / 90, 1 / 3, 1 / 365.25 / 24])
+    thresholds = [drift(frame, window, budget=b)["x5"].aspects[0].threshold for b in (1, .1, .001, "1 per 10 years")]
+    assert thresholds == sorted(thresholds) and thresholds[-1] > 1.3 * thresholds[0]
+    assert "false alarms to expect in a check like this: 0.0111 (1 per 90 days, at a check every 1 day), shared by 10 features" in drift(frame, window, budget="1 per 90 days").reasons
+    json.dumps(drift(frame, window, budget="1 per 90 days").to_dict(), allow_nan=False)
+
+
+def test_a_reference_that_wanders_is_not_sure_of_its_windows():
+    rng = np.random.default_rng(11)
+    slow = np.repeat(rng.normal(size=60), 100) + .3 * rng.normal(size=6_000)
+    window = pd.DataFrame({"x": .8 + .3 * rng.normal(size=300)})
+    report = drift({"x": slow}, window)
+    assert not report.alarm and any("windows of the reference itself differ as much" in r and "x (values)" in r for r in report.reasons)
+    assert drift({"x": slow}, window, ordered=False).drifted == ["x"]
+    assert drift({"x": rng.permutation(slow)}, window).drifted == ["x"]
+    assert drift({"x": slow}, window + 6).drifted == ["x"]  # beyond anything that it was: certain all the same
+    kept = profile({"x": slow})
+    assert not drift(type(kept).from_json(kept.to_json()), window).alarm  # the course is kept with the profile
+
+
+def test_a_sorted_reference_does_not_hide_a_drift():
+    rng = np.random.default_rng(12)
+    x, c = np.sort(rng.normal(size=2_000)), np.repeat(["a", "b", "c"], [1_000, 700, 300])
+    window = pd.DataFrame({"x": rng.normal(.6, 1, 400), "c": rng.choice(["a", "b", "c"], 400, p=[.3, .3, .4])})
+    assert set(drift({"x": x, "c": c}, window).drifted) == {"x", "c"}
+    assert not drift({"x": x, "c": c}, {"x": rng.normal(size=400), "c": rng.choice(["a", "b", "c"], 400, p=[.5, .35, .15])}).alarm
+
+
+def test_shapes_that_the_distribution_function_hardly_shows():
+    rng = np.random.default_rng(13)
+    x = rng.normal(20, 5, 20_000)
+    y = rng.normal(20, 5, 4_000)
+    stuck = np.where(rng.random(4_000) < .05, 20.5, y)
+    report = drift({"x": x}, {"x": stuck})
+    assert report.alarm and "of the rows are" in report.reasons[0] and "20." in report.reasons[0]
+    assert drift({"x": x}, {"x": 2 * (y / 2).round()}).alarm
+    assert not drift({"x": x}, {"x": y}).alarm
+
+
+def test_tails_of_rank_tests_are_those_of_all_tables():
+    "Exactly, by enumeration of every table with these margins"
+    from mlnb.monitor.ranks import moves
+    c, m = np.array([3, 4, 2, 3, 2]), 6
+    tables = [np.array(t) for t in np.ndindex(*(c + 1)) if sum(t) == m]
+    weight = np.array([math.prod(math.comb(int(k), int(i)) for k, i in zip(c, t, strict=True)) for t in tables]) / math.comb(int(c.sum()), m)
+    for which in ("location", "scale"):
+        found = [getattr(moves(c - t, t), which) for t in tables]
+        z, p = np.array([t.z for t in found]), np.array([t.p_value for t in found])
+        assert (weight @ z, weight @ z**2, weight @ z**3) == pytest.approx((0, 1, found[0].skew), abs=1e-9)
+        for level in (.2, .1, .05): assert weight[p <= level].sum() <= 1.35 * level

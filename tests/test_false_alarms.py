@@ -57,6 +57,22 @@ def test_false_alarms_are_within_the_budget(n, m, rho, features):
     assert (p <= level).mean() <= level + 3 * math.sqrt(level / len(p))
 
 
+KINDS = {"lognormal": lambda z, rng: np.exp(1.5 * z), "counts": lambda z, rng: np.floor(np.exp(z)).astype(int), "mostly zero": lambda z, rng: np.where(z > 1, z, 0), "booleans": lambda z, rng: z > 1,
+         "levels": lambda z, rng: np.array(list("abcde"))[np.digitize(z, [-1, 0, .5, 1.5])], "many levels": lambda z, rng: np.char.add("l", np.floor(20 * abs(z)).astype(int).astype(str)),
+         "clustered nulls": lambda z, rng: np.where(z > 1.3, np.nan, rng.normal(size=z.shape)), "a daily cycle": lambda z, rng: z + 1.5 * np.sin(np.arange(len(z)) * 2 * np.pi / 100)[:, None]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_false_alarms_of_columns_of_all_kinds_whose_rows_depend_on_each_other(kind):
+    rng, n, m, level, found = np.random.default_rng(1), 2_000, 500, .01, []
+    for _ in range(10):
+        rows = pd.DataFrame(KINDS[kind](series(rng, .8, n + m, 50), rng)).add_prefix("x")
+        known = profile(rows[:n])
+        window = profile(rows[n:], like=known)
+        found += [compare(c, known[c], window[c], .05, 0.0).p_value for c in rows]
+    assert np.mean(np.array(found) <= level) <= level + 3 * math.sqrt(level / len(found))
+
+
 @pytest.mark.parametrize("n,m", [(10_000, 1_000), (1_000, 1_000)])
 def test_the_test_above_would_fail_without_the_corrections(n, m):
     p = p_values(n, m, 0, 2_000)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mlnb.core.course import BLOCKS, cuts, groups, regroup
 from mlnb.core.errors import ParameterError, SchemaError
-from mlnb.core.profile import BLOCK, EXTRA, MAX, Profile, bin_edges, count_by_grid, count_by_sorting, count_numbers, make_grid, merge_moments, profile
+from mlnb.core.counting import BLOCK, MAX, bin_edges, count_by_grid, count_by_sorting, make_grid, merge_moments
+from mlnb.core.profile import EXTRA, Profile, count_numbers, profile
 
 SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, 2.0, 5e-324, 1.7e308, -1.7e308, float(np.nextafter(1.0, 0)), float(np.nextafter(1.0, 2))])
 NUMBERS = st.lists(SPECIAL | st.floats() | st.integers(-3, 3).map(float), max_size=60)

@@ -18,8 +18,8 @@ from .clock import utc_times
 from .errors import Problem, SchemaError
 
 # %% auto #0
-__all__ = ['Array', 'Kind', 'is_scalar', 'as_frame', 'is_category', 'kind_of', 'Reading', 'is_number', 'level_kind',
-           'read_column']
+__all__ = ['Array', 'Kind', 'is_scalar', 'as_frame', 'is_category', 'basic_kind', 'are_levels', 'kind_of', 'Reading', 'is_number',
+           'level_kind', 'read_column']
 
 # %% ../../nbs/core/columns.ipynb #c50ab44f
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -92,7 +92,7 @@ def is_category(values: pd.Series) -> bool: # by dtype
     return isinstance(values.dtype, pd.CategoricalDtype)
 
 # %% ../../nbs/core/columns.ipynb #c560e38e
-def _basic_kind(values: pd.Series) -> Kind | None:
+def basic_kind(values: pd.Series) -> Kind | None:
     "The kind of a column before text is told from levels"
     if is_category(values): return "categorical"
     if values.dtype.kind in _BY_DTYPE: return _BY_DTYPE[values.dtype.kind]
@@ -100,15 +100,14 @@ def _basic_kind(values: pd.Series) -> Kind | None:
     return _BY_VALUE.get(pd.api.types.infer_dtype(values, skipna=True)) if values.dtype == object or values.dtype.type is dt.date else None
 
 # %% ../../nbs/core/columns.ipynb #62ee6171
-def _repeats(values: pd.Series) -> bool:
+def are_levels(distinct: int, n: int) -> bool: # of n texts
     "Are there few enough distinct texts to be levels?"
-    distinct = values.nunique()
-    return distinct <= 20 or distinct <= min(1_000, values.count() / 5)
+    return distinct <= 20 or distinct <= min(1_000, n / 5)
 
 def kind_of(values: pd.Series) -> Kind | None: # None: no kind of column that a model takes, such as lists
     "The kind of a column"
-    kind = _basic_kind(values)
-    return "categorical" if kind == "text" and _repeats(values) else kind
+    kind = basic_kind(values)
+    return "categorical" if kind == "text" and are_levels(values.nunique(), values.count()) else kind
 
 # %% ../../nbs/core/columns.ipynb #9a85b619
 class Reading(NamedTuple):

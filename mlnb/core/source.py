@@ -130,7 +130,7 @@ def even(parts: Iterable[pa.RecordBatch], # of any size
             wait = table.slice(rows).to_batches()
     if any(p.num_rows for p in wait): yield pa.Table.from_batches(wait)
 
-# %% ../../nbs/core/source.ipynb #297c87cc
+# %% ../../nbs/core/source.ipynb #27feba19
 @dataclass(frozen=True)
 class Source:
     "A table that can be read more than once"
@@ -143,9 +143,9 @@ class Source:
     @property
     def name(self) -> str: return f"source {self.path}" if self.path else "table"
     @property
-    def columns(self) -> list[str]: return self.data.schema.names
+    def columns(self) -> list[str]: return [c for c in self.data.schema.names if not c.startswith("__index_level_")] # pandas writes the index so
     @property
-    def texts(self) -> list[str]: return [f.name for f in self.data.schema if _is_text(f.type)] # columns that can be read as codes
+    def texts(self) -> list[str]: return [f.name for f in self.data.schema if _is_text(f.type) and f.name in self.columns] # columns that can be read as codes
     @cached_property
     def kinds(self) -> Schema: return self.schema or guess(self.parts(self.columns, 65_536), self.columns)
     def count(self) -> int:
@@ -166,7 +166,10 @@ class Source:
                ) -> Iterator[pd.DataFrame]:
         "The rows in order, as frames"
         names = self.columns if columns is None else [c for c in columns if c in self.columns]
-        return map(self.frame, self.batches(names, rows or frame_rows(len(names)), set(coded) & set(self.texts)))
+        found = map(self.frame, self.batches(names, rows or frame_rows(len(names)), set(coded) & set(self.texts)))
+        first = next(found, None)
+        yield self.frame(self.data.schema.empty_table().select(names)) if first is None else first  # no rows, but columns
+        yield from found
 
 # %% ../../nbs/core/source.ipynb #9975b887
 def _is_text(t: pa.DataType) -> bool: return pa.types.is_string(t) or pa.types.is_large_string(t)

@@ -16,28 +16,38 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['ARRIVED', 'chunk_edges', 'row_times', 'Part', 'cut', 'time_span', 'span_text', 'learn_delay', 'Maturity', 'maturity']
+__all__ = ['ARRIVED', 'offset_of', 'borders', 'chunk_edges', 'chunk_name', 'row_times', 'Part', 'cut', 'time_span', 'span_text',
+           'learn_delay', 'Maturity', 'maturity']
 
-# %% ../../nbs/monitor/chunks.ipynb #a223ded9
-def _offset(chunk: str) -> pd.tseries.offsets.BaseOffset:
+# %% ../../nbs/monitor/chunks.ipynb #d647667a
+def offset_of(chunk: Any) -> pd.tseries.offsets.BaseOffset: # raises ParameterError
     "A length of time as pandas understands it"
     from pandas.tseries.frequencies import to_offset
-    try: offset = to_offset(chunk)
-    except ValueError: offset = None
+    try: offset = None if isinstance(chunk, int) else to_offset(chunk)
+    except (ValueError, TypeError): offset = None
     if offset is not None and offset.n > 0: return offset
-    raise ParameterError(f"chunk={chunk!r} is not a length of time; give a pandas offset such as '7D', 'D', 'W-MON' or 'MS'")
+    raise ParameterError(f"chunk={chunk!r} is not a length of time; give a pandas offset such as '7D', 'D', 'W-MON' or 'MS', or a whole number of rows such as 5000")
 
-# %% ../../nbs/monitor/chunks.ipynb #f5f69981
+# %% ../../nbs/monitor/chunks.ipynb #dc498ca0
+def borders(edges: list[pd.Timestamp], # so far, in order; none at first
+            low: pd.Timestamp, high: pd.Timestamp, # to be covered
+            offset: Any) -> list[pd.Timestamp]: # from `offset_of`
+    "Borders of chunks [edge, next edge), with more of them where they are needed"
+    edges = list(edges) or [offset.rollback(low.normalize())]
+    while edges[-1] <= high: edges.append(edges[-1] + offset)
+    while edges[0] > low: edges.insert(0, edges[0] - offset)
+    return edges
+
 def chunk_edges(at: pd.Series,    # times, UTC
                 chunk: str,       # a pandas offset such as "7D", "D" or "MS"
-                ) -> pd.DatetimeIndex: # k + 1 edges around k chunks [edge, next edge)
+                ) -> pd.DatetimeIndex: # k + 1 edges around k chunks
     "The borders of the chunks that cover `at`"
     import pandas as pd
-    offset, start = _offset(chunk), at.min().normalize()
-    if not isinstance(offset, pd.offsets.Tick): start = offset.rollback(start)
-    edges = [start]
-    while edges[-1] <= at.max(): edges.append(edges[-1] + offset)
-    return pd.DatetimeIndex(edges)
+    return pd.DatetimeIndex(borders([], at.min(), at.max(), offset_of(chunk)))
+
+def chunk_name(edges: pd.DatetimeIndex) -> str: # a format for `strftime`
+    "How to call chunks: by month, by day, or by the minute"
+    return "%Y-%m" if (edges.day == 1).all() and len(edges) > 1 else "%Y-%m-%d" if (edges == edges.normalize()).all() else "%Y-%m-%d %H:%M"
 
 # %% ../../nbs/monitor/chunks.ipynb #4fcda983
 def row_times(frame: pd.DataFrame, at: str, needed: bool) -> pd.Series | None:
@@ -63,7 +73,7 @@ def _by_rows(at: pd.Series | None, n: int, size: int) -> list[Part]:
     def part(i: int, j: int) -> Part: return Part(f"{i}:{j}", None if at is None else at[i:j].min(), None if at is None else at[i:j].max(), np.arange(i, j))
     return [part(i, min(i + size, n)) for i in range(0, n, size)]
 
-# %% ../../nbs/monitor/chunks.ipynb #33976ed4
+# %% ../../nbs/monitor/chunks.ipynb #a9eed2dc
 def cut(at: pd.Series | None,   # times of the rows, UTC
         n: int,                 # number of rows
         chunk: str | int | None, # a pandas offset, a number of rows, or None for one chunk
@@ -76,8 +86,7 @@ def cut(at: pd.Series | None,   # times of the rows, UTC
     edges = chunk_edges(at, chunk)
     number = edges.searchsorted(at, side="right") - 1
     rows = np.split(np.argsort(number, kind="stable"), np.searchsorted(np.sort(number), np.arange(1, len(edges) - 1)))
-    text = "%Y-%m" if (edges.day == 1).all() else "%Y-%m-%d" if (edges == edges.normalize()).all() else "%Y-%m-%d %H:%M"
-    return [Part(a.strftime(text), a, b, r) for a, b, r in zip(edges[:-1], edges[1:], rows, strict=True)]
+    return [Part(a.strftime(chunk_name(edges)), a, b, r) for a, b, r in zip(edges[:-1], edges[1:], rows, strict=True)]
 
 # %% ../../nbs/monitor/chunks.ipynb #4ab9d00a
 def time_span(given: Any,   # such as "1D" or "36h", a timedelta, or 0

@@ -54,12 +54,13 @@ def wave_parts(series: Array,                # shape (blocks, q): block means, c
     rest = series[1:] - r * series[:-1] if r else series
     return cosines(len(rest), min(waves, len(rest) // 2)) @ rest / (1 - r)
 
-# %% ../../nbs/monitor/dependence.ipynb #5c6e8ede
+# %% ../../nbs/monitor/dependence.ipynb #1fca2703
 class Effect(NamedTuple):
     "How a reference varies along its rows, for one statistic"
     factor: float         # variance in units of that of independent rows
     freedom: float        # degrees of freedom of that figure
     share: float = 1.0    # of the degrees of freedom of a chi-square statistic that count; see `cell_effect`
+    known: int = 0        # in how many directions: cells of the course less one
 
 NONE = Effect(1.0, math.inf)  # rows taken as independent, for a reference without a course
 
@@ -108,7 +109,7 @@ def is_grouped(course: Array) -> bool:
     runs = (np.diff(there.astype(int), prepend=0, axis=0) == 1).sum(0)
     return blocks >= 8 and bool((runs <= 1).all()) and int(there.sum()) < blocks + cells
 
-# %% ../../nbs/monitor/dependence.ipynb #084963c8
+# %% ../../nbs/monitor/dependence.ipynb #f0cce2b8
 def cell_effect(course: Array, waves: int, # as for `effect`
                 correlation: float,        # of neighbouring blocks, for the slowest direction: that of the location
                 ) -> Effect:
@@ -122,7 +123,7 @@ def cell_effect(course: Array, waves: int, # as for `effect`
     inner, j = parts @ parts.T * (rows / len(parts)), len(parts)
     total = float(np.trace(inner))
     square = max((float((inner**2).sum()) - total**2 / j) * j * j / max((j - 1) * (j + 2), 1), total**2 / (k - 1))
-    return Effect(total / (k - 1), j, min(1.0, total**2 / square / (k - 1))) if total > 0 else NONE
+    return Effect(total / (k - 1), j, min(1.0, total**2 / square / (k - 1)), k - 1) if total > 0 else NONE
 
 # %% ../../nbs/monitor/dependence.ipynb #f8aca681
 def _bounded(factor: float, n: int, m: int) -> float:
@@ -139,14 +140,14 @@ def widen(p: float,           # two-sided, for independent rows
     z = -float(special.ndtri(max(p, 1e-300) / 2)) if z is None else abs(z)
     return max(p, 2 * float(special.stdtr(e.freedom, -z / math.sqrt(_bounded(e.factor, n, m)))))
 
-# %% ../../nbs/monitor/dependence.ipynb #4f7ac64a
+# %% ../../nbs/monitor/dependence.ipynb #ce5125b6
 def widen_chi_square(p: float, statistic: float, cells: int, # of a test of homogeneity for independent rows
                      e: Effect,                              # from `cell_effect`
                      n: int, m: int,
                      ) -> float:                             # at least `p`
     "The same for a chi-square statistic"
     if not math.isfinite(e.freedom) or cells < 2: return p
-    freedom = (cells - 1) * e.share
+    freedom = min(cells - 1, e.known) * e.share + max(cells - 1 - e.known, 0) * e.share**4
     return max(p, float(special.fdtrc(freedom, e.freedom * freedom, statistic / ((cells - 1) * _bounded(e.factor, n, m)))))
 
 # %% ../../nbs/monitor/dependence.ipynb #6d8da9b1

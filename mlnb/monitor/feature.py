@@ -25,8 +25,8 @@ from .distances import (homogeneity, jensen_shannon, ks_distance, ks_p_value, lu
 from .ranks import moves, normal_scores
 
 # %% auto #0
-__all__ = ['SHIFT', 'SCALE', 'ANY', 'HANDFUL', 'WEIGHTS', 'Aspect', 'judged', 'Effects', 'effects', 'tally', 'new_levels',
-           'level_cells', 'categorical', 'measure', 'Feature', 'shares', 'compare', 'in_words', 'percent',
+__all__ = ['SHIFT', 'SCALE', 'ANY', 'HANDFUL', 'WEIGHTS', 'Aspect', 'judged', 'Effects', 'group_count', 'effects', 'tally',
+           'new_levels', 'level_cells', 'categorical', 'measure', 'Feature', 'shares', 'compare', 'in_words', 'percent',
            'list_levels', 'needs', 'sentence']
 
 # %% ../../nbs/monitor/feature.ipynb #7bd42f2d
@@ -57,13 +57,17 @@ def _line(p: NumericProfile) -> Array:
     "Counts along the line"
     return np.concatenate([[p.neg_inf], p.counts, [p.pos_inf]])
 
-# %% ../../nbs/monitor/feature.ipynb #5869d8bb
+# %% ../../nbs/monitor/feature.ipynb #a4470e41
 class Effects(NamedTuple):
     "How a numeric reference varies along its rows"
     location: Effect = NONE
     scale: Effect = NONE
     below: Effect = NONE    # shares of rows below an edge
     shape: Effect = NONE    # for a chi-square statistic over groups
+
+def group_count(n: int, m: int, location: Effect = NONE) -> int: # 2 to 16
+    "In how many groups to compare the shape: with at least 25 independent rows each in the smaller sample"
+    return int(min(max(min(n, m) / max(location.factor, 1.0) // 25, 2), 16))
 
 def effects(a: NumericProfile, m: int) -> Effects: # the reference, and the rows of the window
     "The design effects of a numeric column"
@@ -72,7 +76,9 @@ def effects(a: NumericProfile, m: int) -> Effects: # the reference, and the rows
     waves, scores = waves_for(int(course.sum()), m, len(course)), normal_scores(course.sum(0))
     if is_sorted(course, scores): return Effects()
     rho, below = correlation(course, scores), np.triu(np.ones((len(scores),) * 2))[:, :-1]
-    return Effects(effect(course, scores, waves), effect(course, scores**2, waves), effect(course, below, waves, rho), cell_effect(course, waves, rho))
+    location = effect(course, scores, waves)
+    coarse = regroup(course, groups(course.sum(0), group_count(int(course.sum()), m, location)))
+    return Effects(location, effect(course, scores**2, waves), effect(course, below, waves, rho), cell_effect(coarse, waves, rho))
 
 # %% ../../nbs/monitor/feature.ipynb #952bf0f3
 def _points(a: NumericProfile, b: NumericProfile) -> Array:
@@ -87,7 +93,7 @@ def _points(a: NumericProfile, b: NumericProfile) -> Array:
             points[i], excess = moved, excess - b.counts[i] * (moved - points[i])
     return points
 
-# %% ../../nbs/monitor/feature.ipynb #76d6753d
+# %% ../../nbs/monitor/feature.ipynb #0f7195e2
 def _own_scores(a: NumericProfile, b: NumericProfile) -> Array: # one for each cell of the line
     "Normal scores of the reference, extended beyond its range"
     line = _line(a)
@@ -95,7 +101,7 @@ def _own_scores(a: NumericProfile, b: NumericProfile) -> Array: # one for each c
     scores = special.ndtri(np.clip((np.cumsum(line) - line / 2) / total, least, 1 - least))
     if a.finite and b.finite and a.sd > 0:
         with np.errstate(over="ignore", invalid="ignore"): far = (_points(a, b)[[0, -1]] - a.mean) / a.sd
-        beyond = (b.counts[[0, -1]] > 0) & (a.counts[[0, -1]] == 0) & np.isfinite(far)
+        beyond = (b.counts[[0, -1]] > b.finite / 20) & (a.counts[[0, -1]] == 0) & np.isfinite(far)
         scores[1] = min(scores[1], far[0]) if beyond[0] else scores[1]
         scores[-2] = max(scores[-2], far[1]) if beyond[1] else scores[-2]
     return scores
@@ -124,12 +130,12 @@ def _values(a: NumericProfile, b: NumericProfile, level: float, e: Effects) -> A
     shift = reach(level * SHIFT, e.location, n, m)
     return judged("values", distance, p, level, 2 * float(special.ndtr(shift / 2)) - 1, alone)
 
-# %% ../../nbs/monitor/feature.ipynb #8f59e6e0
+# %% ../../nbs/monitor/feature.ipynb #58a7c1c3
 def _shape(a: NumericProfile, b: NumericProfile, level: float, by: Effects) -> Aspect:
     "The aspect of the shape of a distribution"
     x, y, e = _line(a), _line(b), by.shape
     n, m = int(x.sum()), int(y.sum())
-    group = groups(x + y, int(min(max(min(n, m) / max(by.location.factor, 1.0) // 25, 2), 16)))
+    group = groups(x + y, group_count(n, m, by.location))
     p, q = regroup(x, group), regroup(y, group)
     test, distance = homogeneity(p, q), total_variation(p, q)
     certain = widen_chi_square(test.p_value, test.statistic, len(p), e, n, m)
@@ -204,12 +210,12 @@ def _shares_of_levels(a: CategoricalProfile, b: CategoricalProfile, level: float
     size = distance / math.sqrt(test.statistic) if test.statistic > 1e-9 else math.sqrt(1 / a.n + 1 / b.n) / 2
     return judged("values", distance, p, level, size * math.sqrt(test.critical(level) * max(e.factor, 1.0)), test.p_value)
 
-# %% ../../nbs/monitor/feature.ipynb #e03be28b
+# %% ../../nbs/monitor/feature.ipynb #585c59a5
 def _unseen_levels(a: CategoricalProfile, b: CategoricalProfile, level: float) -> Aspect:
     "The aspect of new levels"
     x, y, rows = tally(a), tally(b), sum(new_levels(a, b).values())
     p = new_levels_p_value(rows, np.array([x.get(k, 0) + y.get(k, 0) for k in {**x, **y}]), a.n, b.n)
-    return judged("new levels", rows / b.n, p, level, -math.log(level) / b.n)
+    return judged("new levels", rows / b.n, widen(p, _level_effect(a, b.n), a.n, b.n), level, -math.log(level) / b.n, p)
 
 # %% ../../nbs/monitor/feature.ipynb #d83a2a5c
 def _outside(a: NumericProfile, b: NumericProfile) -> int:

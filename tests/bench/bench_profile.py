@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from bench_schema import clock, table
 
-from mlnb.core.profile import bin_edges, count_numbers, profile
+from mlnb.core.counting import bin_edges
+from mlnb.core.profile import count_numbers, profile
 
 
 def main():
