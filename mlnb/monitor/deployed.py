@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from mlnb.monitor.estimate import EstimateReport
 
 # %% auto #0
-__all__ = ['MOST', 'LEAST', 'FITTED', 'Span', 'span', 'usual_window', 'chunk_budget', 'learned_until', 'ripe_rows', 'answered_by',
-           'later_rows', 'held_out', 'reference_rows', 'window_rows', 'deployment_estimate', 'Together']
+__all__ = ['LATEST', 'MOST', 'LEAST', 'FITTED', 'Span', 'span', 'window_edges', 'usual_window', 'latest', 'chunk_budget',
+           'learned_until', 'ripe_rows', 'answered_by', 'later_rows', 'held_out', 'reference_rows', 'window_rows',
+           'deployment_estimate', 'Together']
 
 # %% ../../nbs/monitor/deployed.ipynb #d010e24f
 class Span(NamedTuple):
@@ -44,20 +45,38 @@ def span(dep: Deployment) -> Span | None: # None if nothing is logged
     first, last, rows = found
     return Span(clock.timestamp(first), clock.timestamp(last), rows) if rows else None
 
-# %% ../../nbs/monitor/deployed.ipynb #d7e5c610
-def usual_window(dep: Deployment,
-                 since: TimeLike | None,  # the window that is judged
+# %% ../../nbs/monitor/deployed.ipynb #b35b4e0f
+def window_edges(dep: Deployment,
+                 since: TimeLike | None,  # the window
                  until: TimeLike | None,
                  chunk: str,              # a pandas offset such as "7D"
-                 ) -> tuple[pd.Timestamp, pd.Timestamp] | None: # [since, until); None if there are too few chunks
-    "The window whose chunks show what is usual"
+                 whole: bool = False,     # also what is logged before the window
+                 ) -> pd.DatetimeIndex:   # of the chunks in which something can be logged; empty if nothing is
+    "The borders of the chunks of a window"
     import pandas as pd
-    if (log := span(dep)) is None: return None
+    if (log := span(dep)) is None: return pd.DatetimeIndex([])
     start, end = (None if t is None else clock.timestamp(clock.micros(t)) for t in (since, until))
-    edges = chunk_edges(pd.Series([log.first, log.last if end is None else max(log.first, min(end, log.last))]), chunk)
-    before = 0 if start is None else int(edges.searchsorted(start, side="right")) - 1
+    last = max(log.first, log.last if end is None else min(log.last, end))
+    return chunk_edges(pd.Series([log.first if whole or start is None else min(last, max(log.first, start)), last]), chunk)
+
+# %% ../../nbs/monitor/deployed.ipynb #151607ae
+def usual_window(dep: Deployment, since: TimeLike | None, until: TimeLike | None, # the window that is judged
+                 chunk: str) -> tuple[pd.Timestamp, pd.Timestamp] | None: # [since, until); None if there are too few chunks
+    "The window whose chunks show what is usual"
+    edges = window_edges(dep, since, until, chunk, whole=True)
+    before = 0 if since is None else int(edges.searchsorted(clock.timestamp(clock.micros(since)), side="right")) - 1
     half = (len(edges) - 1) // 2
     return next(((edges[0], edges[k]) for k in (before, half) if k >= FEWEST_CHUNKS), None)
+
+# %% ../../nbs/monitor/deployed.ipynb #c99c3018
+LATEST = 6  # chunks
+
+def latest(dep: Deployment, since: TimeLike | None, until: TimeLike | None, # the window
+           chunk: str) -> pd.Timestamp | None: # not before the window; None: open
+    "Where the last chunks of a window begin"
+    edges = window_edges(dep, since, until, chunk)
+    if len(edges) - 1 > LATEST: return edges[-1 - LATEST]
+    return None if since is None else clock.timestamp(clock.micros(since))
 
 # %% ../../nbs/monitor/deployed.ipynb #321449eb
 def _chunk_days(chunk: str) -> float:
