@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Workspace
 
 # %% auto #0
-__all__ = ['app', 'Where', 'Json', 'Since', 'Until', 'grid', 'frame_grid', 'painted', 'end', 'judge', 'command', 'main',
+__all__ = ['app', 'Where', 'Json', 'Since', 'Until', 'Budget', 'grid', 'frame_grid', 'painted', 'end', 'judge', 'command', 'main',
            'workspace', 'read_frame', 'Kind', 'contents', 'open_', 'ls', 'register', 'promote', 'read_token', 'serve',
-           'score', 'feedback', 'drift', 'performance', 'templates_of', 'pairs', 'report', 'tour']
+           'score', 'feedback', 'number', 'drift', 'performance', 'templates_of', 'pairs', 'report', 'tour']
 
 # %% ../nbs/cli.ipynb #f413668e
 def grid(columns: Iterable[str],            # the heads
@@ -66,16 +66,15 @@ def end(data: Any,            # what a script wants: anything that can be JSON
         for line in lines: print(line)
     raise typer.Exit(int(bad))
 
-# %% ../nbs/cli.ipynb #6c1b9196
+# %% ../nbs/cli.ipynb #d5ff1689
 def judge(result: Result,        # a report, a gate, ...
           as_json: bool,
-          columns: str | None = None, # of the table, for people: a terminal is narrow
+          rows: pd.DataFrame | None = None, # for people, if the whole table is too much for a terminal
           ) -> None:             # raises typer.Exit
     "Show a result, and leave with 1 if it is an alarm"
-    bad, table = bool(result.alarm), result.table()
-    if columns: table = table[columns.split()]
+    bad = bool(result.alarm)
     head = f"{result.title}: {painted(result.verdicts[bad], bad)}"
-    end(result.to_dict(), [head, *(f"  - {r}" for r in result.reasons), "", frame_grid(table)], as_json, bad)
+    end(result.to_dict(), [head, *(f"  - {r}" for r in result.reasons), "", frame_grid(result.table() if rows is None else rows)], as_json, bad)
 
 # %% ../nbs/cli.ipynb #62b17c04
 app = typer.Typer(name="mlnb", help="Take a model from a notebook to production, and keep it honest there.", rich_markup_mode=None,
@@ -158,7 +157,7 @@ def _deployments(ws: Workspace) -> list[dict[str, Any]]:
 # %% ../nbs/cli.ipynb #c15898c6
 def _predictions(ws: Workspace) -> list[dict[str, Any]]:
     "What is logged for each deployment"
-    from mlnb.jupyter.panels import span
+    from mlnb.monitor.deployed import span
     logs = [(d, span(d)) for d in ws.deployments()]
     return [{"deployment": d.name, "predictions": log.rows if log else 0, "first": f"{log.first:%Y-%m-%d %H:%M}" if log else None,
              "last": f"{log.last:%Y-%m-%d %H:%M}" if log else None, "labelled": d.feedback_summary()["labelled"] if log else 0} for d, log in logs]
@@ -292,31 +291,71 @@ def feedback(deployment: str, labels: Annotated[Path, typer.Argument(help="Table
     end(got._asdict(), [f"{got.received:,} labels kept: {got.matched:,} for predictions in the log, {got.unknown:,} for none that is known so far, "
                         f"{got.repeated:,} for an id that had one, {got.changed:,} of them another one"], as_json)
 
-# %% ../nbs/cli.ipynb #50e041be
-@command("drift", "mlnb drift delays --since 2013-07-01 --until 2013-08-01   or   mlnb drift reference.parquet current.parquet")
+# %% ../nbs/cli.ipynb #b2c96fd5
+Budget = Annotated[str | None, typer.Option(metavar="ALARMS", help="False alarms over all features or metrics: \"1 per 90 days\", or the number to expect in one check.  [default: 0.05]")]
+
+def number(text: str | None) -> Any: # "0.05" -> 0.05, "500" -> 500; other text as it is
+    "A number, if it is one"
+    if text is None: return None
+    for kind in (int, float):
+        try: return kind(text)
+        except ValueError: pass
+    return text
+
+# %% ../nbs/cli.ipynb #158bf010
+def _course(what: str, current: Path | None, chunk: Any, time: str | None, since: str | None, until: str | None, where: str, limits: dict[str, Any]) -> Any:
+    "Drift over time of a deployment or a file"
+    from mlnb.monitor import timeline as t
+    if current is not None: return t.drift_over_time(read_frame(Path(what)), read_frame(current), time, chunk, **limits)
+    return t.deployment_timeline(workspace(where, read_only=True).deployment(what), since, until, chunk, **limits)
+
+def _show_course(found: Any, as_json: bool) -> None:
+    "Show it; leave with 1 if anything drifted in any chunk"
+    from mlnb.jupyter.panels import by_chunk
+    judge(found, as_json, rows=by_chunk(found).iloc[::-1])
+
+# %% ../nbs/cli.ipynb #c1f111ad
+@command("drift", "mlnb drift delays --since 2013-07-01 --until 2013-08-01   or   mlnb drift delays --over 7D   or   mlnb drift reference.parquet current.parquet")
 def drift(what: Annotated[str, typer.Argument(metavar="DEPLOYMENT|REFERENCE", help="A deployment, or a file with reference rows.")],
           current: Annotated[Path | None, typer.Argument(metavar="CURRENT", help="A file with the rows to compare with the reference.")] = None,
           since: Since = None, until: Until = None,
-          budget: Annotated[float | None, typer.Option(help="Expected false alarms in one check, over all features.  [default: 0.05]")] = None,
+          over: Annotated[str | None, typer.Option(metavar="CHUNK", help="Chunk by chunk: D, 7D, MS (month), ... as pandas says, or a number of rows.")] = None,
+          time: Annotated[str | None, typer.Option(metavar="COLUMN", help="With --over and two files: the column of times.")] = None,
+          budget: Budget = None,
+          every: Annotated[str | None, typer.Option(metavar="LENGTH", help="How often such a check is made, for a budget in days: 1D, 6h, ...  [default: the length of the window]")] = None,
           tolerance: Annotated[float | None, typer.Option(help="The distance that matters.  [default: 0.03]")] = None,
           where: Where = "work", as_json: Json = False) -> None:
-    "Has the data changed? Exit code 1 if it has"
+    "Has the data changed, and since when? Exit code 1 if it has"
     from mlnb.monitor import drift as d
-    limits: dict[str, Any] = {k: v for k, v in {"budget": budget, "tolerance": tolerance}.items() if v is not None}
+    limits: dict[str, Any] = {k: v for k, v in {"budget": number(budget), "tolerance": tolerance, "every": number(every)}.items() if v is not None}
     if current is not None and (since or until): raise ParameterError("--since and --until cut the log of a deployment; two files are compared as they are")
+    if over and every: raise ParameterError("--every says how often one window is checked; with --over each chunk is a check")
+    if time and not (over and current): raise ParameterError("--time names the times of two files that are compared with --over")
+    if over: return _show_course(_course(what, current, number(over), time, since, until, where, limits), as_json)
     if current is not None: found = d.drift(read_frame(Path(what)), read_frame(current), **limits)
     else: found = d.deployment_drift(workspace(where, read_only=True).deployment(what), since, until, **limits)
-    judge(found, as_json, "feature kind aspect distance threshold tolerance p_value alarm unseen outside")
+    judge(found, as_json, found.table()["feature kind aspect distance threshold tolerance p_value alarm unseen outside".split()])
 
-# %% ../nbs/cli.ipynb #d91b44bb
+# %% ../nbs/cli.ipynb #900a4c8e
+def _judged(dep: Any, since: str | None, until: str | None, chunk: Any, **options: Any) -> Any:
+    "Realised or estimated performance"
+    from mlnb.monitor.deployed import chunk_budget, deployment_estimate, usual_window
+    estimated, budget = options.pop("estimated"), chunk_budget(number(options.pop("budget")), chunk)
+    if estimated: return deployment_estimate(dep, since, until, chunk=chunk, budget=budget, **options)
+    usual = usual_window(dep, since, until, chunk) if isinstance(chunk, str) else None
+    return dep.performance(since, until, chunk=chunk, reference=usual, budget=budget, **options)
+
+# %% ../nbs/cli.ipynb #fea1c2ec
 @command("performance", "mlnb performance delays --since 2013-03-01 --until 2013-06-01 --chunk MS")
 def performance(deployment: str, since: Since = None, until: Until = None,
-                chunk: Annotated[str | None, typer.Option(help="A row for each of these: D, 7D, MS (month), ... as pandas says.")] = None,
+                chunk: Annotated[str | None, typer.Option(help="A row for each of these: D, 7D, MS (month), ... as pandas says, or a number of rows.")] = None,
                 as_of: Annotated[str | None, typer.Option(metavar="TIME", help="Count only labels that had arrived by then.")] = None,
-                where: Where = "work", as_json: Json = False) -> None:
-    "How good were the answers, by the labels so far?"
-    judge(workspace(where, read_only=True).deployment(deployment).performance(since, until, chunk=chunk, as_of=as_of), as_json,
-          "chunk n labelled share metric value lower upper reason")
+                estimated: Annotated[bool, typer.Option("--estimated", help="Estimate, for labels that have not arrived.")] = False,
+                budget: Budget = None, where: Where = "work", as_json: Json = False) -> None:
+    "How good were the answers, by the labels so far or before them? Exit code 1 if not as good as usual"
+    columns = "chunk n labelled metric estimate lower upper threshold_low threshold_high alarm reason" if estimated else "chunk n labelled share metric value lower upper mature threshold_low threshold_high alarm reason"
+    found = _judged(workspace(where, read_only=True).deployment(deployment), since, until, number(chunk), as_of=as_of, budget=budget, estimated=estimated)
+    judge(found, as_json, found.table()[columns.split()].dropna(axis=1, how="all"))
 
 # %% ../nbs/cli.ipynb #97baed3a
 def templates_of() -> dict[str, Any]: # name -> path, and its parameters
@@ -341,9 +380,9 @@ def _show_run(run: Any, as_json: bool) -> None:
     said = [f"  - {r}" for r in (run.result or {}).get("reasons", [])] + ([f"  - decision: {run.decision['action']} version {run.decision['version']}: {run.decision['reason']}"] if run.decision else [])
     end(data, [f"{run.name}: {painted(run.verdict, run.alarm or refused)}", *said, f"\n{run.html}"], as_json, bool(run.alarm or refused))
 
-# %% ../nbs/cli.ipynb #e8b2b5df
+# %% ../nbs/cli.ipynb #f1a80d47
 @command("report", "mlnb report drift -p deployment=delays -p since=2013-07-01 -p until=2013-08-01")
-def report(name: Annotated[str | None, typer.Argument(help="evaluate, drift, retrain, or the path of a notebook of your own.")] = None,
+def report(name: Annotated[str | None, typer.Argument(help="drift, evaluate, performance, retrain, or the path of a notebook of your own.")] = None,
            param: Annotated[list[str] | None, typer.Option("-p", "--param", metavar="KEY=VALUE", help="A parameter of the report; may be given often.")] = None,
            list_: Annotated[bool, typer.Option("--list", help="List the reports and their parameters.")] = False,
            path: Annotated[bool, typer.Option("--path", help="Say where the template is.")] = False,

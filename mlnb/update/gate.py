@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import ParameterError
 from ..core.result import BLUE, GREEN, GREY, ORANGE, Result, figure
-from ..monitor.performance import FEWEST_BLOCKS, METRICS, Estimate, Metric, lacking, spread, t_interval
+from ..monitor.metrics import FEWEST_BLOCKS, METRICS, Estimate, Metric, lacking, spread, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
     upper: float | None = None
     reason: str = ""                # why there is no interval
 
-# %% ../../nbs/update/gate.ipynb #e7739317
+# %% ../../nbs/update/gate.ipynb #08a893ed
 def compare(name: str,                         # the metric's name
             metric: Metric,                    # from METRICS
             y: np.ndarray,                     # truth
@@ -54,7 +54,7 @@ def compare(name: str,                         # the metric's name
             blocks: np.ndarray | None = None,  # rows with the same value are correlated
             ) -> Comparison:                   # always defined
     "The gain by one metric with its interval"
-    if why := lacking(metric, y): return Comparison(name, reason=why)
+    if why := lacking(metric, y, champion) or lacking(metric, y, challenger): return Comparison(name, reason=why)
     a, b, e = gain(metric, y, champion, challenger)
     k = len(y) if blocks is None else len(np.unique(blocks))
     if k < FEWEST_BLOCKS: return Comparison(name, a, b, e.value, reason=f"{k} blocks are too few, {FEWEST_BLOCKS} are needed")
@@ -107,11 +107,11 @@ def _block_codes(blocks: Any) -> np.ndarray | None:
     if (codes < 0).any(): raise ParameterError(f"blocks is null in {int((codes < 0).sum())} rows; every row belongs to one")
     return codes
 
-# %% ../../nbs/update/gate.ipynb #5ed89b1b
+# %% ../../nbs/update/gate.ipynb #7e7a506d
 def _check_settings(task: str, metric: str | None, margin: float, level: float) -> str:
     "The deciding metric; raises ParameterError when a setting makes no sense"
     if task not in METRICS: raise ParameterError(f"task={task!r} is unknown; known: {', '.join(METRICS)}")
-    known = [m for m, v in METRICS[task].items() if v.better != "zero"]
+    known = [m for m, v in METRICS[task].items() if v.better in ("higher", "lower") and v.interval is None]
     metric = metric or known[0]
     if metric not in known: raise ParameterError(f"metric={metric!r} cannot decide a {task} task; known: {', '.join(known)}")
     if not 0 <= margin < np.inf: raise ParameterError(f"margin={margin!r} is no tolerated loss; give 0 or a small positive difference of {metric}")
@@ -150,7 +150,7 @@ def _answer(scores: np.ndarray, needs: str) -> np.ndarray:
     if needs != "label": return scores
     return (scores >= .5).astype(int) if scores.ndim == 1 else scores.argmax(1)
 
-# %% ../../nbs/update/gate.ipynb #555827dc
+# %% ../../nbs/update/gate.ipynb #29b7a93f
 def gate(y: Any,                    # truth, shape (n,): 0/1, codes of classes 0..k-1, or numbers; no nulls
          champion_score: Any,       # P(1), shape (n,); class probabilities, shape (n, k); or predicted numbers, shape (n,)
          challenger_score: Any,     # the same of the challenger
@@ -166,7 +166,7 @@ def gate(y: Any,                    # truth, shape (n,): 0/1, codes of classes 0
     blocks = _block_codes(blocks)
     _check_rows(y, {"champion_score": a, "challenger_score": b}, task, blocks)
     y = y if task == "regression" else y.astype(int)
-    order = [metric, *(m for m, v in METRICS[task].items() if m != metric and v.better != "zero")]
+    order = [metric, *(m for m, v in METRICS[task].items() if m != metric and v.gated)]
     found = [compare(m, v, y, _answer(a, v.needs), _answer(b, v.needs), level, blocks) for m in order for v in [METRICS[task][m]]]
     sample = f"the same {len(y):,} rows" + ("" if blocks is None else f" in {len(np.unique(blocks))} blocks")
     promote, why = decide(found[0], margin, level, sample)

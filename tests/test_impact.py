@@ -1,0 +1,92 @@
+"What a drift does to the answers: against linear models, whose answer is known; and the verdicts"
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlnb.core.errors import ParameterError
+from mlnb.core.profile import profile
+from mlnb.monitor.drift import drift
+from mlnb.monitor.impact import as_it_was, harm, impact, quantiles, verdict_of
+
+RNG = np.random.default_rng(0)
+OLD = pd.DataFrame({"x": RNG.normal(10, 2, 8_000), "z": RNG.lognormal(0, 1, 8_000), "n": RNG.poisson(4, 8_000), "c": RNG.choice(["a", "b", "c"], 8_000, p=[.5, .3, .2])})
+NEW = pd.DataFrame({"x": RNG.normal(13, 1, 1_500), "z": RNG.lognormal(0, 1, 1_500), "n": RNG.poisson(7, 1_500), "c": RNG.choice(["a", "b", "d"], 1_500, p=[.2, .5, .3])})
+
+
+@pytest.mark.parametrize("name", ["x", "z", "n"])
+def test_quantiles_are_those_of_the_rows(name):
+    p, q = profile(OLD)[name], np.array([0, .01, .1, .25, .5, .9, .99, 1])
+    bins = np.diff(np.quantile(OLD[name], [.48, .52]))[0] + 1e-9
+    assert np.allclose(quantiles(p, q)[1:-1], np.quantile(OLD[name], q[1:-1], method="inverted_cdf"), atol=max(bins, .05 * OLD[name].std()))
+    assert (quantiles(p, q)[[0, -1]] == [OLD[name].min(), OLD[name].max()]).all() and (np.diff(quantiles(p, np.linspace(0, 1, 999))) >= 0).all()
+
+
+def test_a_column_brought_back_has_not_drifted():
+    report = drift(OLD, NEW)
+    assert set(report.drifted) == {"x", "n", "c"}
+    back = pd.DataFrame({c: as_it_was(NEW[c], profile(OLD)[c]) for c in NEW})
+    assert not drift(OLD, back).alarm and not drift(OLD, back).table()["unseen"].any()
+    assert (back["x"].rank() == NEW["x"].rank()).mean() > .99
+    kept = (back["c"] == NEW["c"]).mean()
+    assert kept == pytest.approx(1 - .5 * (abs(.5 - .2) + abs(.3 - .5) + .2 + .3), abs=.03)  # the least that has to change: the total variation
+
+
+def test_linear_models_know_the_answer():
+    found = impact(lambda d: .05 * d["x"] - .02 * d["z"] + .01 * (d["c"] == "a"), drift(OLD, NEW), NEW, labels=False, max_rows=1_500).table().set_index("feature")
+    assert found.loc["x", "shift"] == pytest.approx(.05 * (NEW["x"].mean() - OLD["x"].mean()), abs=.002)
+    assert found.loc["z", "moved"] == pytest.approx(0, abs=.002) and found.loc["n", "moved"] == 0
+    assert found.loc["c", "shift"] == pytest.approx(.01 * ((NEW["c"] == "a").mean() - .5), abs=.0005)
+    assert found["flips"].isna().all() and found.index[0] == "x"
+    assert found.loc["(all that drifted)", "shift"] == pytest.approx(found.loc["x", "shift"] + found.loc["c", "shift"], abs=1e-9)
+
+
+def test_many_classes_and_nulls():
+    new = NEW.assign(x=NEW["x"].where(RNG.random(1_500) > .4))
+    def predict(d):
+        p = np.where(d["x"].isna().to_numpy()[:, None], [.2, .8, 0], [.7, .2, .1])
+        return p
+    found = impact(predict, drift(OLD, new), new, max_rows=1_500).table().set_index("feature")
+    share = new["x"].isna().mean()
+    assert found.loc["x", "moved"] == pytest.approx(.6 * share, abs=1e-9) and found.loc["x", "flips"] == pytest.approx(share)
+    assert as_it_was(new["x"], profile(OLD)["x"]).notna().all()
+    some = profile(OLD.assign(x=OLD["x"].where(RNG.random(8_000) > .25)))["x"]
+    assert as_it_was(NEW["x"], some).isna().mean() == pytest.approx(.25, abs=.02)
+
+
+@pytest.mark.parametrize("values", [pd.Series([1.0, 1.0, 1.0]), pd.Series([None, None], dtype=object), pd.Series([np.inf, 1.0, -np.inf]), pd.Series(pd.to_datetime(["2013-01-01", "2014-01-01"])), pd.Series([True, False]), pd.Series(["x"], dtype="category")])
+def test_odd_columns_stay_columns(values):
+    p = profile({"v": values})["v"]
+    back = as_it_was(values, p)
+    assert len(back) == len(values) and list(back.index) == list(values.index)
+
+
+def test_bad_input():
+    report = drift(OLD, NEW)
+    with pytest.raises(ParameterError, match="rows is empty"): impact(lambda d: d["x"], report, NEW[:0])
+    with pytest.raises(ParameterError, match="none of the features"): impact(lambda d: d["x"], report, pd.DataFrame({"other": [1]}))
+    with pytest.raises(ParameterError, match="gave 3 answers to 1500 rows"): impact(lambda d: np.zeros(3), report, NEW)
+    with pytest.raises(ParameterError, match="1500 of them null"): impact(lambda d: np.full(len(d), np.nan), report, NEW)
+
+
+def performance(alarm=False, value=.7, low=.6, mature=True):
+    table = pd.DataFrame({"metric": ["roc_auc"], "value": [value], "threshold_low": [low], "threshold_high": [np.nan], "mature": [mature], "alarm": [alarm]})
+    return SimpleNamespace(alarm=alarm, reasons=["roc_auc is .5"], table=lambda: table)
+
+
+@pytest.mark.parametrize("window,realised,verdict,alarm", [
+    (OLD[:900], None, "no drift", False), (OLD[:900], performance(True), "harm without drift", True), (NEW, performance(), "drift without harm", False), (NEW, performance(True), "drift with harm", True),
+    (NEW, None, "drift, harm not known yet", True), (NEW, performance(value=np.nan), "drift, harm not known yet", True), (NEW, performance(low=np.nan), "drift, harm not known yet", True),
+    (NEW, performance(mature=False), "drift, harm not known yet", True)])
+def test_verdicts(window, realised, verdict, alarm):
+    d = drift(OLD, window)
+    report = harm(d, impact(lambda r: np.full(len(r), .5), d, window), realised=realised)
+    assert (report.verdict, report.alarm) == (verdict, alarm) and verdict in repr(report)
+    json.dumps(report.to_dict(), allow_nan=False), report._repr_html_(), report.plot()
+
+
+def test_every_combination_has_a_verdict():
+    found = {(d, h, k): verdict_of(d, h, k) for d in (False, True) for h in (False, True) for k in (False, True)}
+    assert len(set(found.values())) == 5 and found[True, False, False] == "drift, harm not known yet"
