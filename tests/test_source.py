@@ -116,7 +116,7 @@ def test_streams(big, small, monkeypatch):
     reader = pq.ParquetFile(folder / "many.parquet").iter_batches(4_000)
     alike(profile(pa.RecordBatchReader.from_batches(pq.read_schema(folder / "many.parquet"), reader), like=whole), whole, NUMERIC)
     alike(profile((frame[a:a + 7_000] for a in range(0, len(frame), 7_000)), like=whole), whole, NUMERIC)
-    monkeypatch.setattr("mlnb.core.streamed.SAMPLE", 4_096)
+    monkeypatch.setattr("mlnb.core.streamed.SAMPLE", 2_048)
     once = profile(frame[a:a + 1_500] for a in range(0, len(frame), 1_500))  # the first three batches decide
     assert np.array_equal(once["x"].edges, profile(frame[:4_500])["x"].edges) and once.n == len(frame) and once["x"].counts.sum() == whole["x"].counts.sum()
     alike(profile([frame[:99], frame[99:]]), whole, NUMERIC)

@@ -14,12 +14,12 @@ from .columns import Array
 from .course import count_blocks, groups
 
 # %% auto #0
-__all__ = ['SAMPLE', 'BLOCK', 'MAX', 'CELLS', 'Sample', 'take_sample', 'join_samples', 'edges_of', 'bin_edges',
-           'count_by_sorting', 'Grid', 'make_grid', 'place', 'count_by_grid', 'count_lines', 'plan_bins',
-           'merge_moments', 'Moments', 'moments']
+__all__ = ['SAMPLE', 'BLOCK', 'MAX', 'CELLS', 'STEP', 'Sample', 'take_sample', 'join_samples', 'edges_of', 'bin_edges',
+           'count_by_sorting', 'Grid', 'make_grid', 'new_work', 'is_tame', 'place', 'count_by_grid', 'count_lines',
+           'plan_bins', 'merge_moments', 'Moments', 'moments']
 
-# %% ../../nbs/core/counting.ipynb #3852f47d
-SAMPLE = 131_072  # numbers that decide the edges
+# %% ../../nbs/core/counting.ipynb #75b030d2
+SAMPLE = 65_536  # numbers that decide the edges
 
 class Sample(NamedTuple):
     "What decides the bins of a column of numbers"
@@ -101,24 +101,22 @@ def count_by_sorting(values: Array, # numbers, shape (n,)
 # %% ../../nbs/core/counting.ipynb #b438a33f
 CELLS = 32_768
 
-# %% ../../nbs/core/counting.ipynb #99691e04
+# %% ../../nbs/core/counting.ipynb #81e0377a
 class Grid(NamedTuple):
     "Equal cells, and what each says about the place on the line"
     low: float
     scale: float
-    base: Array           # int32: 1 + edges below the cell; 0 where a search must decide
+    base: Array           # 1 + edges below the cell; 0 where a search must decide
     first: Array          # the first edge in the cell, or inf
     second: Array | None  # the second edge in the cell, or inf; None if no cell has two
 
-# %% ../../nbs/core/counting.ipynb #ca7dfbf8
+# %% ../../nbs/core/counting.ipynb #f7d88948
 def _cell(values: Array, low: float, scale: float) -> Array:
-    "The cell of each value; a monotone function of it. NaN and what is too small are in cell 0, what is too large in the last"
+    "The cell of each value; a monotone function of it. NaN and what is too small are in the first cell, what is too large in the last"
     with np.errstate(over="ignore", invalid="ignore"): at = (values - low) * scale
-    np.fmin(np.fmax(at, -1, out=at), CELLS - 2, out=at)
-    at += 1
-    return at.astype(np.int32)
+    return np.fmin(np.fmax(at, 0, out=at), CELLS - 1, out=at).astype(np.int32)
 
-# %% ../../nbs/core/counting.ipynb #dee59045
+# %% ../../nbs/core/counting.ipynb #de2a03ce
 def make_grid(edges: Array,      # increasing
               ) -> Grid | None:  # None if the edges are too few or too close for a grid
     "A grid over the edges, without the outermost half percent on each side"
@@ -133,46 +131,67 @@ def make_grid(edges: Array,      # increasing
     padded = np.append(edges, [np.inf, np.inf])
     first, second = (np.where(inside > i, padded[np.minimum(below + i, len(edges) + 1)], np.inf) for i in (0, 1))
     for array in (first, second): array[inside > 2] = np.inf
-    return Grid(low, scale, np.where(inside > 2, 0, below + 1).astype(np.int32), first, second if np.isfinite(second).any() else None)
+    return Grid(low, scale, np.where(inside > 2, 0, below + 1), first, second if np.isfinite(second).any() else None)
 
-# %% ../../nbs/core/counting.ipynb #89ce912c
-def place(values: Array,       # float64
+# %% ../../nbs/core/counting.ipynb #8a246fd4
+STEP = 32_768  # values counted at a time
+
+def new_work() -> tuple[Array, ...]:
+    "Arrays to use again for each block"
+    return tuple(np.empty(STEP, t) for t in (float, np.int32, np.intp, np.intp, float, bool))
+
+def is_tame(grid: Grid, low: float, high: float) -> bool: # False if either is NaN or infinite
+    "Do all values from low to high have a cell number that fits?"
+    with np.errstate(over="ignore", invalid="ignore"): return bool((abs((np.array([low, high]) - grid.low) * grid.scale) < 2**30).all())
+
+# %% ../../nbs/core/counting.ipynb #9c13033b
+def place(values: Array,       # float64, at most STEP of them
           limits: Array,       # of the line
           grid: Grid | None,   # of the same edges; None: search each value
-          ) -> Array:          # 0 for -inf, 1, ..., k + 1 for the bins, k + 2 for inf, k + 3 for null
+          work: tuple[Array, ...], # from `new_work`
+          tame: bool = False,  # are all values?
+          ) -> Array:          # 0 for -inf, 1, ..., k + 1 for the bins, k + 2 for inf, k + 3 for null; in `work`
     "The place of each value on the line"
     if grid is None: return np.searchsorted(limits, values)
-    cell = _cell(values, grid.low, grid.scale)
-    at = grid.base[cell]
-    at += values > grid.first[cell]
-    if grid.second is not None: at += values > grid.second[cell]
-    unsure = np.flatnonzero(at == 0)
+    scaled, whole, cell, at, edge, over = (a[:len(values)] for a in work)
+    if tame:
+        np.multiply(np.subtract(values, grid.low, out=scaled), grid.scale, out=scaled)
+        np.copyto(whole, scaled, casting="unsafe")
+        np.copyto(cell, whole)
+    else: cell[:] = _cell(values, grid.low, grid.scale)
+    grid.base.take(cell, out=at, mode="clip")
+    for edges in (grid.first, grid.second):
+        if edges is not None: np.add(at, np.greater(values, edges.take(cell, out=edge, mode="clip"), out=over), out=at)
+    unsure = np.flatnonzero(np.equal(at, 0, out=over))
     at[unsure] = np.searchsorted(limits, values[unsure])
     return at
 
-# %% ../../nbs/core/counting.ipynb #0643349d
+# %% ../../nbs/core/counting.ipynb #85619deb
 def count_by_grid(values: Array, edges: Array, grid: Grid | None,
-                  starts: Array,  # where blocks of rows begin, and the end; shape (b + 1,)
-                  ) -> Array:     # int64, shape (b, k + 4)
+                  starts: Array,      # where blocks of rows begin, and the end; shape (b + 1,)
+                  tame: bool = False, # are all values?
+                  ) -> Array:         # int64, shape (b, k + 4)
     "Count values on the line by the cells of a grid, block by block"
-    limits = _limits(edges)
+    limits, work = _limits(edges), () if grid is None else new_work()
     total = np.zeros((len(starts) - 1, len(limits) + 1), np.int64)
-    for a in range(0, len(values), 4 * BLOCK):
-        b = min(a + 4 * BLOCK, len(values))
+    for a in range(0, len(values), STEP):
+        b = min(a + STEP, len(values))
         inside = np.concatenate([[a], starts[(starts > a) & (starts < b)], [b]]) - a
         row = int(starts.searchsorted(a, "right")) - 1
-        total[row:row + len(inside) - 1] += count_blocks(place(values[a:b].astype(float, copy=False), limits, grid), len(limits) + 1, inside)
+        total[row:row + len(inside) - 1] += count_blocks(place(values[a:b].astype(float, copy=False), limits, grid, work, tame), len(limits) + 1, inside)
     return total
 
-# %% ../../nbs/core/counting.ipynb #98305562
+# %% ../../nbs/core/counting.ipynb #f5a2c0c5
 def count_lines(values: Array, edges: Array,
                 starts: Array | None = None, # where blocks of rows begin, and the end; None: one block
                 grid: Grid | None = None,    # of the edges, if there is one; made for many values
+                ends: tuple[float, float] = (-math.inf, math.inf), # the least and the greatest value, if all are finite
                 ) -> Array:           # int64, shape (b, k + 4)
     "Count values on the line, the fastest way"
     if grid is None and len(values) >= 4 * BLOCK: grid = make_grid(edges)
     if starts is None and grid is None: return count_by_sorting(values, edges)[None]
-    return count_by_grid(values, edges, grid, np.array([0, len(values)]) if starts is None else starts)
+    tame = grid is not None and is_tame(grid, *ends)
+    return count_by_grid(values, edges, grid, np.array([0, len(values)]) if starts is None else starts, tame)
 
 # %% ../../nbs/core/counting.ipynb #683b4562
 def plan_bins(sample: Sample, bins: int = 256) -> tuple[Array, Array]: # edges, and the group of each cell of the line but the last
@@ -209,9 +228,10 @@ def merge_moments(n: Array,     # number of values in each part, shape (k,)
         if not math.isfinite(whole): whole = float(weights @ mean)
         return whole, float(m2.sum() + n @ (mean - whole) ** 2)
 
-# %% ../../nbs/core/counting.ipynb #82817c52
+# %% ../../nbs/core/counting.ipynb #b3dfb6c2
 class Moments(NamedTuple):
     "What is known of the finite numbers of a column besides their counts"
+    n: int
     mean: float
     m2: float       # sum of squared deviations from the mean; inf beyond the floats
     low: float      # inf if there is no finite number
@@ -219,5 +239,5 @@ class Moments(NamedTuple):
 
 def moments(values: Array) -> Moments:
     "Moments and extremes of an array"
-    parts = np.array([_block_moments(values[i:i + 4 * BLOCK].astype(float, copy=False)) for i in range(0, len(values), 4 * BLOCK)] or [(0, 0, 0, math.inf, -math.inf)])
-    return Moments(*merge_moments(*parts.T[:3]), float(parts[:, 3].min()), float(parts[:, 4].max()))
+    parts = np.array([_block_moments(values[i:i + STEP].astype(float, copy=False)) for i in range(0, len(values), STEP)] or [(0, 0, 0, math.inf, -math.inf)])
+    return Moments(int(parts[:, 0].sum()), *merge_moments(*parts.T[:3]), float(parts[:, 3].min()), float(parts[:, 4].max()))

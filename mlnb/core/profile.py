@@ -62,7 +62,7 @@ def _same(a: Any, b: Any) -> bool:
     "Are two column profiles equal, field by field?"
     return type(a) is type(b) and all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.compare)
 
-# %% ../../nbs/core/profile.ipynb #cfa00fea
+# %% ../../nbs/core/profile.ipynb #c525528f
 def count_numbers(values: Array,          # shape (n,), any NumPy number; NaN is null
                   edges: Array,           # from `bin_edges`
                   kind: Kind = "numeric",
@@ -71,8 +71,10 @@ def count_numbers(values: Array,          # shape (n,), any NumPy number; NaN is
                   grid: Grid | None = None, # of the edges, if it is there
                   ) -> NumericProfile:
     "The profile of an array on given bins"
-    lines = count_lines(values, edges, cuts(len(values)) if course else None, grid)
-    line, seen = lines.sum(0), moments(values)
+    seen = moments(values)
+    ends = (seen.low, seen.high) if seen.n == len(values) else (-math.inf, math.inf)
+    lines = count_lines(values, edges, cuts(len(values)) if course else None, grid, ends)
+    line = lines.sum(0)
     low, high = (seen.low, seen.high) if line[1:-2].any() else (None, None)
     wander = np.column_stack([regroup(lines[:, :-1], groups), lines[:, -1]]) if course and groups is not None else None
     return NumericProfile(kind, edges, line[1:-2], int(line[-1]), int(line[0]), int(line[-2]), seen.mean, seen.m2, low, high, groups, wander)

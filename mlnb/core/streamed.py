@@ -114,7 +114,7 @@ def plan_stream(x: Any, bins: int = 256) -> Profile: # empty
     source = open_source(x)
     return planned(draft_frames(source.frames(coded=_coded(source)), _coded(source)), bins)
 
-# %% ../../nbs/core/streamed.ipynb #1ee73ab9
+# %% ../../nbs/core/streamed.ipynb #73234cce
 def profile_stream(x: Any,                # anything that `open_source` takes
                    like: Profile | None = None, # whose bins to count on; its own by default
                    bins: int = 256,
@@ -127,7 +127,7 @@ def profile_stream(x: Any,                # anything that `open_source` takes
     source = open_source(x, None if like is None else expected(like))
     if like is None and source.again: return profile_stream(x, plan_stream(x, bins), bins, course)
     if like is None:
-        first, frames = held_back(source.frames(), SAMPLE)
+        first, frames = held_back(source.frames(), 2 * SAMPLE)
         like = planned(draft_frames(first), bins)
     else: frames = source.frames(list(like.columns), coded=[name for name, c in like.columns.items() if isinstance(c, CategoricalProfile)])
     return count_stream(frames, like, course)
