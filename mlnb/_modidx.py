@@ -943,6 +943,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/monitor/deployed.py'),
                                        'mlnb.monitor.deployed._training_rows': ( 'monitor/deployed.html#_training_rows',
                                                                                  'mlnb/monitor/deployed.py'),
+                                       'mlnb.monitor.deployed._trial_or': ('monitor/deployed.html#_trial_or', 'mlnb/monitor/deployed.py'),
                                        'mlnb.monitor.deployed.answered_by': ( 'monitor/deployed.html#answered_by',
                                                                               'mlnb/monitor/deployed.py'),
                                        'mlnb.monitor.deployed.chunk_budget': ( 'monitor/deployed.html#chunk_budget',

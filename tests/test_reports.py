@@ -29,7 +29,7 @@ CHECK = """class Check(Result):
     def table(self): return pd.DataFrame({"<b>": [limit]})"""
 PROMOTE = "ws.conclude(Check(), decision=Decision('promote', deployment, 2, 'it is better', '2013-04-01'), run=run)"
 GIVEN: dict[str, dict] = {"drift": {"since": "2013-02-10", "until": "2013-03-10"}, "evaluate": {"since": "2013-02-10", "until": "2013-03-10"},
-         "retrain": {"until": "2013-03-10", "holdout": "7D"}}
+         "performance": {"since": "2013-03-02", "until": "2013-03-10", "chunk": "4D"}, "retrain": {"until": "2013-03-10", "holdout": "7D"}}
 
 
 def flights(rng: np.random.Generator, start: str, days: int, turn: float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
@@ -126,11 +126,59 @@ def test_cells_hold_for_every_task(tmp_path: Path, task: str, late: bool) -> Non
     dep, at = deploy(ws, "m", v1, at="2013-01-26"), pd.Timestamp("2013-01-26", tz="UTC") + pd.to_timedelta(np.arange(400), unit="h")
     ids = log_predictions(dep, X, v1.predict(X), at=at)
     if not late: feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at}))
-    for name in ("drift", "evaluate"):
+    for name in ("drift", "evaluate", "performance"):
         cells: dict = {}
         for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
             exec(c.source, cells)
             if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(tmp_path), deployment="m", since="2013-01-26", until="2013-02-10", run="here")
+
+
+def texts(run: rp.ReportRun) -> str:
+    "All that the cells of a report printed or returned as text"
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for c in nbformat.read(run.notebook, 4).cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_performance_measures_and_estimates(ws: mlnb.Workspace) -> None:
+    "The world turned round before the log began: the estimate is as bad as what was measured, since it learned from the same log"
+    run = ws.run("performance", deployment="delays", since="2013-03-02", until="2013-03-10", chunk="4D", limits={"roc_auc": .6}, budget="1 per 90 days", progress=False)
+    reasons = " ".join(run.result["reasons"])
+    assert run.alarm and run.verdict == "below expectation" and re.search(r"roc_auc of 2013-03-02 is 0\.\d+ .*certainly below the limit 0\.6", reasons)
+    assert re.search(r"before the labels: the reference is 1,\d\d\d labelled rows from 2013-02-10 to 2013-03-0", reasons) and "estimated" in reasons
+    assert {r["metric"] for r in run.result["table"]} >= {"roc_auc", "log_loss", "mean_score"} and len(run.result["others"]["before the labels"]["table"]) > 2
+    assert "have a label" in texts(run) and "What is usual is learned from 2013-02-10 to 2013-03-02" in texts(run)
+
+
+def test_performance_says_why_nothing_is_estimated(ws: mlnb.Workspace) -> None:
+    run = ws.run("performance", deployment="delays", until="2013-02-12", chunk="D", progress=False)
+    assert run.status == "succeeded" and "Nothing can be estimated" in texts(run) and "too few to learn from" in texts(run) and "There are too few stretches" in texts(run)
+    assert not any("before the labels" in r for r in run.result["reasons"])
+
+
+def test_drift_says_since_when_and_what_was_spent(ws: mlnb.Workspace) -> None:
+    run = ws.run("drift", deployment="delays", since="2013-03-01", until="2013-03-10", budget="1 per 90 days", every="1D", chunk="D", progress=False)
+    assert run.status == "succeeded" and any("false alarms to expect in a check like this: 0.0111 (1 per 90 days, at a check every 1 day)" in r for r in run.result["reasons"])
+    pictures = [o for c in nbformat.read(run.notebook, 4).cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 4, "distances, course, the largest change, the answers"
+
+
+@pytest.mark.parametrize("name,given,says", [
+    ("drift", {"budget": "rarely"}, "budget='rarely' is not a number of false alarms"), ("drift", {"chunk": "fortnight"}, "chunk='fortnight' is no chunk"),
+    ("performance", {"budget": "1 per hour"}, "budget='1 per hour' allows 168 false alarms in each chunk"), ("performance", {"chunk": "fortnight"}, "chunk='fortnight' is not a length of time"),
+    ("performance", {"limits": {"auc": .6}}, "limits has 'auc', which is no metric of a binary task")])
+def test_values_that_make_no_sense(ws: mlnb.Workspace, name: str, given: dict, says: str) -> None:
+    "The cells say which value, and what would do"
+    cells: dict = {}
+    with pytest.raises(ParameterError, match=re.escape(says)):
+        for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
+            exec(c.source, cells)
+            if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(ws.path), deployment="delays", run="here", **given)
+
+
+@pytest.mark.parametrize("name,given,says", [("drift", {"budget": ["1 per year"]}, r"budget should be str\|float\|None"), ("drift", {"chunk": 7}, "chunk should be str"),
+                                             ("performance", {"limits": .6}, "limits should be dict"), ("performance", {"limit": {}}, "did you mean 'limits'")])
+def test_kinds_of_parameters(ws: mlnb.Workspace, name: str, given: dict, says: str) -> None:
+    with pytest.raises(ParameterError, match=says): ws.run(name, deployment="delays", **given)
+    assert len(ws.reports()) == 0
 
 
 def test_values_arrive_as_they_are(ws: mlnb.Workspace, notebook) -> None:

@@ -167,17 +167,23 @@ def held_out(version: ModelVersion, seed: int = 0) -> pd.DataFrame: # at if ther
         cache[version.id, seed] = pd.concat([data.iloc[cut:].reset_index(drop=True), said], axis=1)
     return cache[version.id, seed]
 
-# %% ../../nbs/monitor/deployed.ipynb #79f3f0fa
+# %% ../../nbs/monitor/deployed.ipynb #3f2f5012
+def _trial_or(rows: pd.DataFrame, version: ModelVersion, seed: int) -> pd.DataFrame: # raises ParameterError
+    "Rows held out, unless there are none or the rows of the log are more"
+    from mlnb.monitor.study import FEWEST_REFERENCE
+    try: made = held_out(version, seed)
+    except ParameterError as e:
+        if len(rows) >= FEWEST_REFERENCE: return rows
+        raise ParameterError(f"there is no reference for an estimate: {len(rows):,} labelled rows are known between the training of {version.label} and the window, {FEWEST_REFERENCE} are needed; "
+                             f"and {e}, or choose a later window") from e
+    return rows if len(rows) > len(made) else made
+
 def reference_rows(dep: Deployment, version: ModelVersion, since: TimeLike | None, as_of: TimeLike | None = None,
                    seed: int = 0) -> tuple[pd.DataFrame, str]: # rows, and which they are; raises ParameterError
     "Labelled rows that a version has not learned from"
     rows = later_rows(dep, version, since, as_of)
-    if len(rows) >= LEAST:
-        return rows, f"the reference is {len(rows):,} labelled rows from {rows['at'].min():%Y-%m-%d} to {rows['at'].max():%Y-%m-%d}, which {version.label} has not learned from"
-    try: made = held_out(version, seed)
-    except ParameterError as e:
-        raise ParameterError(f"there is no reference for an estimate: {len(rows):,} labelled rows are known between the training of {version.label} and the window, {LEAST:,} are needed; "
-                             f"and {e}, or choose a later window") from e
+    made = rows if len(rows) >= LEAST else _trial_or(rows, version, seed)
+    if made is rows: return rows, f"the reference is {len(rows):,} labelled rows from {rows['at'].min():%Y-%m-%d} to {rows['at'].max():%Y-%m-%d}, which {version.label} has not learned from"
     return made, f"the reference is the last {1 - FITTED:.0%} of the training rows of {version.label} ({len(made):,}), answered by a copy that was fitted on the rows before them"
 
 # %% ../../nbs/monitor/deployed.ipynb #51860f47
