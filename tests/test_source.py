@@ -186,7 +186,8 @@ def test_two_workers_give_the_same_to_the_last_bit():
     dd, distributed = pytest.importorskip("dask.dataframe"), pytest.importorskip("distributed")
     import dask
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"x": rng.normal(1e6, 1, 30_000), "c": rng.choice(["a", "b", None], 30_000), "k": rng.integers(0, 9, 30_000)})
+    n = 140_000
+    frame = pd.DataFrame({"x": rng.normal(1e6, 1, n), "c": rng.choice(["a", "b", None], n), "k": rng.integers(0, 9, n)})
     spread = dd.from_pandas(frame, npartitions=7)
     with dask.config.set(scheduler="synchronous"): here, like = profile(spread), profile(spread, like=profile(frame))
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None)
