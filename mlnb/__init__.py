@@ -12,13 +12,14 @@ from .core.lazy import bind, lazily
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api.ipynb #44ee4456
+# %% ../nbs/api.ipynb #e8069926
 if TYPE_CHECKING:
     from mlnb.core.datasets import flights
     from mlnb.core.errors import MlnbError, SchemaError
-    from mlnb.core.profile import Profile, profile
+    from mlnb.core.profile import Profile
     from mlnb.core.registry import Decision, Deployment, ModelVersion, Workspace, open  # noqa: A004
     from mlnb.core.schema import Schema
+    from mlnb.core.summary import profile
     from mlnb.jupyter import panels
     from mlnb.monitor.drift import drift
     from mlnb.monitor.estimate import estimate_performance
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
     from mlnb.monitor.weak import performance_segments
     from mlnb.update.gate import gate
 
-# %% ../nbs/api.ipynb #4d25d2bc
+# %% ../nbs/api.ipynb #69611e1a
 _NAMES = {
     "open": "mlnb.core.registry:open", "Workspace": "mlnb.core.registry:Workspace", "Deployment": "mlnb.core.registry:Deployment",
     "ModelVersion": "mlnb.core.registry:ModelVersion", "Decision": "mlnb.core.registry:Decision",
-    "Schema": "mlnb.core.schema:Schema", "Profile": "mlnb.core.profile:Profile", "profile": "mlnb.core.profile:profile",
+    "Schema": "mlnb.core.schema:Schema", "Profile": "mlnb.core.profile:Profile", "profile": "mlnb.core.summary:profile",
     "drift": "mlnb.monitor.drift:drift", "drift_over_time": "mlnb.monitor.timeline:drift_over_time",
     "multivariate_drift": "mlnb.monitor.multivariate:multivariate_drift", "drift_segments": "mlnb.monitor.segments:drift_segments",
     "describe_images": "mlnb.monitor.images:describe_images", "describe_text": "mlnb.monitor.text:describe_text",
