@@ -9,7 +9,7 @@ from mlnb.monitor.thresholds import worse_than
 @pytest.fixture(scope="module")
 def penguins():
     "Rows of bill length and depth, species as codes; the split and the tree of alibi-detect's example on supervised drift (Seldon, 2022)"
-    load = pytest.importorskip("palmerpenguins").load_penguins
+    from palmerpenguins import load_penguins as load
     from sklearn.model_selection import train_test_split
     from sklearn.tree import DecisionTreeClassifier
     data = load().dropna()

@@ -291,3 +291,19 @@ def test_a_deployment_learns_from_an_earlier_window(tmp_path):
         assert report.table()["mature"].all() and "learned from" in " ".join(report.reasons)
         early = pf.deployment_performance(dep, "2013-03-16", "2013-03-21", as_of="2013-03-20 06:00", **kw).table().query("metric == 'roc_auc'")
         assert early["mature"].tolist() == [True] * 4 + [False] and not early["alarm"].any()
+
+
+def test_intervals_of_macro_averages_cover():
+    rng = np.random.default_rng(0)
+    def rows(n):
+        y = rng.choice(3, n, p=[.6, .3, .1])
+        p = rng.dirichlet([1, 1, 1], n) / 2 + np.eye(3)[np.where(rng.random(n) < .8, y, rng.integers(0, 3, n))] / 2
+        return y, p
+    def answer(m, p): return p if m.needs == "score" else p.argmax(1)
+    asked = [mt.METRICS["multiclass"][m] for m in ("roc_auc", "precision", "recall", "f1")]
+    y, p = rows(10**6)
+    truth = [m.estimate(y, answer(m, p)).value for m in asked]
+    def one():
+        y, p = rows(300)
+        return [found.lower <= t <= found.upper for m, t in zip(asked, truth, strict=True) for found in [mt.measure(m, y, answer(m, p))]]
+    assert np.mean([one() for _ in range(400)], axis=0) == pytest.approx([.95] * 4, abs=.033)  # three standard errors of the simulation
