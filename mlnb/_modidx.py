@@ -1196,7 +1196,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlnb.monitor.forecast': { 'mlnb.monitor.forecast.Curve': ('monitor/forecast.html#curve', 'mlnb/monitor/forecast.py'),
                                        'mlnb.monitor.forecast.Forecast': ('monitor/forecast.html#forecast', 'mlnb/monitor/forecast.py'),
                                        'mlnb.monitor.forecast.LossModels': ('monitor/forecast.html#lossmodels', 'mlnb/monitor/forecast.py'),
-                                       'mlnb.monitor.forecast._as_one': ('monitor/forecast.html#_as_one', 'mlnb/monitor/forecast.py'),
                                        'mlnb.monitor.forecast._loss_model': ( 'monitor/forecast.html#_loss_model',
                                                                               'mlnb/monitor/forecast.py'),
                                        'mlnb.monitor.forecast.doubt': ('monitor/forecast.html#doubt', 'mlnb/monitor/forecast.py'),
