@@ -12,7 +12,7 @@ from .core.lazy import bind, lazily
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api.ipynb #201a7cdc
+# %% ../nbs/api.ipynb #44ee4456
 if TYPE_CHECKING:
     from mlnb.core.datasets import flights
     from mlnb.core.errors import MlnbError, SchemaError
@@ -20,17 +20,27 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Decision, Deployment, ModelVersion, Workspace, open  # noqa: A004
     from mlnb.core.schema import Schema
     from mlnb.jupyter import panels
-    from mlnb.monitor.drift import DriftReport, drift
-    from mlnb.monitor.performance import PerformanceReport, performance
+    from mlnb.monitor.drift import drift
+    from mlnb.monitor.estimate import estimate_performance
+    from mlnb.monitor.images import describe_images
+    from mlnb.monitor.multivariate import multivariate_drift
+    from mlnb.monitor.performance import performance
+    from mlnb.monitor.segments import drift_segments
+    from mlnb.monitor.text import describe_text
+    from mlnb.monitor.timeline import drift_over_time
+    from mlnb.monitor.weak import performance_segments
     from mlnb.update.gate import gate
 
-# %% ../nbs/api.ipynb #791cae27
+# %% ../nbs/api.ipynb #4d25d2bc
 _NAMES = {
     "open": "mlnb.core.registry:open", "Workspace": "mlnb.core.registry:Workspace", "Deployment": "mlnb.core.registry:Deployment",
     "ModelVersion": "mlnb.core.registry:ModelVersion", "Decision": "mlnb.core.registry:Decision",
     "Schema": "mlnb.core.schema:Schema", "Profile": "mlnb.core.profile:Profile", "profile": "mlnb.core.profile:profile",
-    "drift": "mlnb.monitor.drift:drift", "DriftReport": "mlnb.monitor.drift:DriftReport",
-    "performance": "mlnb.monitor.performance:performance", "PerformanceReport": "mlnb.monitor.performance:PerformanceReport",
+    "drift": "mlnb.monitor.drift:drift", "drift_over_time": "mlnb.monitor.timeline:drift_over_time",
+    "multivariate_drift": "mlnb.monitor.multivariate:multivariate_drift", "drift_segments": "mlnb.monitor.segments:drift_segments",
+    "describe_images": "mlnb.monitor.images:describe_images", "describe_text": "mlnb.monitor.text:describe_text",
+    "performance": "mlnb.monitor.performance:performance", "performance_segments": "mlnb.monitor.weak:performance_segments",
+    "estimate_performance": "mlnb.monitor.estimate:estimate_performance",
     "gate": "mlnb.update.gate:gate", "panels": "mlnb.jupyter.panels", "flights": "mlnb.core.datasets:flights",
     "MlnbError": "mlnb.core.errors:MlnbError", "SchemaError": "mlnb.core.errors:SchemaError", "__version__": "mlnb.core.about:version"}
 
@@ -41,14 +51,15 @@ bind("Workspace",
      deployments="mlnb.core.registry:deployments", decide="mlnb.core.registry:apply_decision", serve="mlnb.deploy.serve:serve",
      run="mlnb.jupyter.reports:run_report", reports="mlnb.jupyter.reports:reports", conclude="mlnb.jupyter.reports:conclude")
 
-# %% ../nbs/api.ipynb #64dd75bb
+# %% ../nbs/api.ipynb #e0bd2cad
 bind("Deployment",
      promote="mlnb.core.registry:promote", rollback="mlnb.core.registry:rollback", history="mlnb.core.registry:history",
      decisions="mlnb.core.registry:decisions", feedback="mlnb.core.events:feedback", predictions="mlnb.core.events:predictions",
      labelled="mlnb.core.events:labelled", feedback_summary="mlnb.core.events:feedback_summary",
      predict="mlnb.deploy.runtime:predict", serve="mlnb.deploy.serve:serve", score="mlnb.deploy.batch:score",
      precompute="mlnb.deploy.batch:precompute", lookup="mlnb.deploy.batch:lookup",
-     drift="mlnb.monitor.drift:deployment_drift", performance="mlnb.monitor.performance:deployment_performance",
+     drift="mlnb.monitor.drift:deployment_drift", drift_over_time="mlnb.monitor.timeline:deployment_timeline", impact="mlnb.monitor.impact:deployment_impact",
+     performance="mlnb.monitor.performance:deployment_performance", estimate="mlnb.monitor.deployed:deployment_estimate",
      retrain="mlnb.update.retrain:retrain")
 
 # %% ../nbs/api.ipynb #e570d892

@@ -99,7 +99,7 @@ def test_new_levels_are_answered_and_logged_as_they_were_sent(dep: Deployment, t
     rows.to_csv(tmp_path / "a.csv", index=False)
     batch.score(dep, tmp_path / "a.csv", tmp_path / "out.csv", id="flight", progress=False)
     log = events.predictions(dep)
-    assert set(log["carrier"]) == {"ZZ"} and log["gate"].value_counts().to_dict() == {"1": 15, "9": 5}
+    assert set(log["carrier"]) == {"ZZ"} and log["gate"].value_counts().to_dict() == {1: 15, 9: 5}
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "frame"])

@@ -72,7 +72,7 @@ def test_bad_input():
 
 
 def performance(alarm=False, value=.7, low=.6, mature=True):
-    table = pd.DataFrame({"metric": ["roc_auc"], "value": [value], "threshold_low": [low], "threshold_high": [np.nan], "mature": [mature]})
+    table = pd.DataFrame({"metric": ["roc_auc"], "value": [value], "threshold_low": [low], "threshold_high": [np.nan], "mature": [mature], "alarm": [alarm]})
     return SimpleNamespace(alarm=alarm, reasons=["roc_auc is .5"], table=lambda: table)
 
 

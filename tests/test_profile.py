@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlnb.core.course import BLOCKS, cuts, groups, regroup
 from mlnb.core.errors import ParameterError, SchemaError
-from mlnb.core.counting import BLOCK, MAX, bin_edges, count_by_grid, count_by_sorting, make_grid, merge_moments
+from mlnb.core.counting import BLOCK, MAX, bin_edges, count_by_grid, count_by_sorting, is_tame, make_grid, merge_moments
 from mlnb.core.profile import EXTRA, Profile, count_numbers, profile
 
 SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, 2.0, 5e-324, 1.7e308, -1.7e308, float(np.nextafter(1.0, 0)), float(np.nextafter(1.0, 2))])
@@ -80,9 +80,12 @@ def test_a_grid_counts_as_sorting_does(reference, values, shift, scale):
     if grid is None: return
     with np.errstate(over="ignore"): near = np.concatenate([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf), edges[1:] / 2 + edges[:-1] / 2, np.array(values, float)])
     expected = count_by_sorting(near, edges)
-    for blocks in (1, 7):
-        found = count_by_grid(near, edges, grid, cuts(len(near), blocks))
+    tame = np.isfinite(near).all() and is_tame(grid, near.min(), near.max())
+    for blocks, way in ((1, False), (7, False), (1, tame), (7, tame)):
+        found = count_by_grid(near, edges, grid, cuts(len(near), blocks), way)
         assert np.array_equal(found.sum(0), expected) and found.sum(1).tolist() == np.diff(cuts(len(near), blocks)).tolist()
+    inside = edges[np.isfinite(edges)]
+    assert np.array_equal(count_by_grid(inside, edges, grid, cuts(len(inside), 1), is_tame(grid, inside.min(), inside.max()))[0], count_by_sorting(inside, edges))
 
 
 @pytest.mark.parametrize("shape", ["normal", "lognormal", "atoms", "far", "two heaps", "nulls", "constant"])

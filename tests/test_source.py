@@ -116,7 +116,7 @@ def test_streams(big, small, monkeypatch):
     reader = pq.ParquetFile(folder / "many.parquet").iter_batches(4_000)
     alike(profile(pa.RecordBatchReader.from_batches(pq.read_schema(folder / "many.parquet"), reader), like=whole), whole, NUMERIC)
     alike(profile((frame[a:a + 7_000] for a in range(0, len(frame), 7_000)), like=whole), whole, NUMERIC)
-    monkeypatch.setattr("mlnb.core.streamed.SAMPLE", 4_096)
+    monkeypatch.setattr("mlnb.core.streamed.SAMPLE", 2_048)
     once = profile(frame[a:a + 1_500] for a in range(0, len(frame), 1_500))  # the first three batches decide
     assert np.array_equal(once["x"].edges, profile(frame[:4_500])["x"].edges) and once.n == len(frame) and once["x"].counts.sum() == whole["x"].counts.sum()
     alike(profile([frame[:99], frame[99:]]), whole, NUMERIC)
@@ -186,7 +186,8 @@ def test_two_workers_give_the_same_to_the_last_bit():
     dd, distributed = pytest.importorskip("dask.dataframe"), pytest.importorskip("distributed")
     import dask
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"x": rng.normal(1e6, 1, 30_000), "c": rng.choice(["a", "b", None], 30_000), "k": rng.integers(0, 9, 30_000)})
+    n = 140_000
+    frame = pd.DataFrame({"x": rng.normal(1e6, 1, n), "c": rng.choice(["a", "b", None], n), "k": rng.integers(0, 9, n)})
     spread = dd.from_pandas(frame, npartitions=7)
     with dask.config.set(scheduler="synchronous"): here, like = profile(spread), profile(spread, like=profile(frame))
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None)

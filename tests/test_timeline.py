@@ -5,8 +5,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 from test_false_alarms import series
 
+import mlnb
 from mlnb.core.errors import NotFound, ParameterError
 from mlnb.core.profile import profile
 from mlnb.monitor.drift import drift
@@ -24,7 +29,7 @@ def test_each_chunk_is_what_drift_says_of_it(chunk):
     table = report.table()
     assert set(table.columns) >= COLUMNS and table["n"].groupby(table["chunk"]).first().sum() == len(NEW)
     for c in report.chunks:
-        rows = NEW[(NEW["at"] >= c.start) & (NEW["at"] < c.end)] if isinstance(chunk, str) else NEW.iloc[(int(c.name) - 1) * chunk:int(c.name) * chunk]
+        rows = NEW[(NEW["at"] >= c.start.tz_localize(None)) & (NEW["at"] < c.end.tz_localize(None))] if isinstance(chunk, str) else NEW.iloc[(int(c.name) - 1) * chunk:int(c.name) * chunk]
         pd.testing.assert_frame_equal(report[c.name].table(), drift(known, rows[["x", "n", "c"]]).table())
     assert report.alarm and "x drifted in" in report.reasons[0]
 
@@ -81,6 +86,29 @@ def test_bad_times_and_empty_data():
     empty = drift_over_time(OLD, NEW[:0], chunk="D")
     assert not empty.alarm and not len(empty.table()) and empty.reasons == ["there are no rows, so nothing was compared"]
     empty.plot(), empty.to_dict(), empty._repr_html_()
+
+
+@pytest.mark.parametrize("chunk", ["D", "5D", "MS", 700])
+def test_a_deployment_says_what_its_rows_say(tmp_path, chunk):
+    "From kept days, with rows that came late, and again after more were logged"
+    ws = mlnb.open(tmp_path)
+    X = OLD.astype({"c": "category"})
+    y = OLD["x"] + RNG.normal(size=len(OLD)) > 0
+    model = make_pipeline(ColumnTransformer([("c", OneHotEncoder(handle_unknown="ignore"), ["c"]), ("n", "passthrough", ["x", "n"])]), LogisticRegression()).fit(X, y)
+    dep = ws.deploy("late", ws.register("late", model, X, y, at="2013-03-01"), at="2013-03-01")
+    for rows in (NEW[1_000:2_500], NEW[:1_000], NEW[2_500:]):
+        dep.predict(rows[["x", "n", "c"]], at=rows["at"])
+        logged = dep.predictions()
+        expected = drift_over_time(dep.champion.profile, logged[["at", *dep.champion.profile.columns]], "at", chunk).table()
+        found = dep.drift_over_time(chunk=chunk).table()
+        pd.testing.assert_frame_equal(found.sort_values(["chunk", "feature"], ignore_index=True), expected.sort_values(["chunk", "feature"], ignore_index=True), rtol=1e-9)
+    since, until = "2013-03-02 07:30", "2013-03-09"
+    for columns in (None, ["x", "score"]):
+        window = dep.predictions(since, until)
+        pd.testing.assert_frame_equal(dep.drift(since, until, columns=columns).table(), drift(dep.champion.profile, window, columns=columns, every="6.6875D").table(), rtol=1e-9)
+    with pytest.raises(NotFound, match="'y'"): dep.drift(columns=["y"])
+    assert not dep.drift("2014-01-01").alarm and dep.drift_over_time("2014-01-01", "2014-02-01").reasons == ["there are no rows, so nothing was compared"]
+    dep.drift("2013-03-15", "2013-03-21").plot_feature("x")
 
 
 def test_a_year_of_weeks():

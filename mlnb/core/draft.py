@@ -30,11 +30,12 @@ def _lengths(values: pd.Series) -> tuple[Array, Array | None]:
     read = read_column(values, "text")
     return (read.values if read.wrong is None else read.values.astype(str)).str.len().to_numpy(dtype=float, na_value=np.nan), read.wrong
 
-# %% ../../nbs/core/draft.ipynb #b5bb8296
+# %% ../../nbs/core/draft.ipynb #a11e2c09
 def as_numbers(values: pd.Series, kind: Kind,   # a column, and what it is read as
                ) -> tuple[Array, Array | None]: # shape (n,), NaN for null; and which rows are of another kind
     "A column as numbers: times in seconds since 1970, texts by their length"
     if kind == "text": return _lengths(values)
+    if kind != "datetime" and isinstance(values.dtype, np.dtype) and values.dtype.kind == "f": return np.require(values.to_numpy(), requirements=["C", "A"]), None
     read = read_column(values, kind)
     if kind == "datetime": return np.where(read.values.isna(), np.nan, read.values.dt.as_unit("us").astype("int64") / 1e6), read.wrong
     return (read.values if read.null is None or kind not in ("integer", "numeric") else np.where(read.null, np.nan, read.values)), read.wrong

@@ -25,7 +25,7 @@ from .schema import Column, Schema, as_frame
 
 # %% auto #0
 __all__ = ['AnySource', 'reading', 'from_text', 'csv_parts', 'guess', 'parquet_parts', 'even', 'Source', 'frame_rows',
-           'open_table', 'Stream', 'is_dask', 'Partitions', 'is_streamed', 'open_source']
+           'open_table', 'Stream', 'is_dask', 'Partitions', 'is_streamed', 'open_source', 'read_all']
 
 # %% ../../nbs/core/source.ipynb #65e0f384
 @contextmanager
@@ -286,3 +286,8 @@ def open_source(x: Any,  # a frame, a path (.parquet, .csv, a folder), a pyarrow
     if is_dask(x): return Partitions(x)
     if isinstance(x, Iterator) or _tables(x): return Stream(x, again=not isinstance(x, Iterator))
     return open_table(x, schema)
+
+# %% ../../nbs/core/source.ipynb #46659ec9
+def read_all(x: Any) -> pd.DataFrame: # raises ParameterError naming it if it cannot be read
+    "A table of any kind as one frame"
+    return pd.concat(open_source(x).frames(), ignore_index=True) if is_streamed(x) else as_frame(x)

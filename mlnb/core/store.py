@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['FORMAT', 'metadata', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS', 'Store',
-           'open_store', 'artefact_path', 'put', 'get', 'fetch']
+__all__ = ['FORMAT', 'metadata', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS', 'WINDOWS',
+           'FOLDED', 'Store', 'open_store', 'artefact_path', 'put', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -59,6 +59,11 @@ DECISIONS = _table("decisions", _int("deployment_id", index=True), _text("action
 REPORTS = _table("reports", _text("run", unique=True), _text("name"), _text("deployment", null=True), _text("status"), _text("params"),
                  _int("started"), _int("finished", null=True), _text("notebook", null=True), _text("html", null=True),
                  _text("provenance", null=True), _text("result", null=True), _text("decision", null=True), _text("error", null=True))
+
+# %% ../../nbs/core/store.ipynb #4b3b52e8
+WINDOWS = _table("windows", _int("deployment_id"), _int("version_id"), _int("day"), _int("rows"), sa.Column("profile", sa.LargeBinary, nullable=False),
+                 sa.UniqueConstraint("deployment_id", "version_id", "day"))
+FOLDED = _table("folded", _int("deployment_id"), _int("version_id"), _int("seq"), sa.UniqueConstraint("deployment_id", "version_id"))
 
 # %% ../../nbs/core/store.ipynb #70392681
 def _frozen(folder: Path) -> bool:

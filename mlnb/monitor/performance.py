@@ -228,8 +228,8 @@ def _mark(got: Chunks, ripe: Maturity) -> pd.DataFrame:
     each = np.repeat(ripe.mature, len(got.table) // len(got.parts))
     return got.table.assign(mature=each | got.table["metric"].map(lambda m: got.metrics[m].better == "same").to_numpy())
 
-# %% ../../nbs/monitor/performance.ipynb #d7d96200
-def performance(frame: pd.DataFrame,                      # one row a prediction
+# %% ../../nbs/monitor/performance.ipynb #6a2493e5
+def performance(frame: Any,                               # one row a prediction: anything that `core.source.open_source` reads
                 *, y_true: str,                           # column of labels, null where none has arrived
                 y_pred: str | None = None,                # column of predicted labels or numbers
                 y_proba: str | Mapping[Any, str] | None = None, # column of P(positive class), or {class: column} for many classes
@@ -244,16 +244,16 @@ def performance(frame: pd.DataFrame,                      # one row a prediction
                 delay: Any = None,                        # how long labels take: "1D", ...; "learn" from `labelled_at`; None: every chunk counts
                 as_of: TimeLike | None = None,            # now; by default the last time in the frame
                 labelled_at: str = "labelled_at",         # column of the times when labels arrived, if there is one
-                reference: pd.DataFrame | None = None,    # a frame like `frame`, whose chunks show what is usual
+                reference: Any = None,                    # a table like `frame`, whose chunks show what is usual
                 budget: float = .05,                      # false alarms in a chunk that the learned thresholds may cause, over all metrics
                 ) -> PerformanceReport:                   # one row a chunk and metric
     "Realised performance, with intervals, thresholds and the share of labels"
     import pandas as pd
 
-    from mlnb.core.columns import as_frame
+    from mlnb.core.source import read_all
     _check(level, budget)
     limits, plan = dict(limits or {}), Plan(y_true, y_pred, y_proba, task, classes, _chosen(task, metrics), chunk, at, block, level)
-    frames = [f if isinstance(f, pd.DataFrame) else as_frame(f) for f in (frame, reference) if f is not None]
+    frames = [f if isinstance(f, pd.DataFrame) else read_all(f) for f in (frame, reference) if f is not None]
     plan = plan._replace(classes=_all_classes(frames, plan))
     new, *old = [measure_chunks(f, plan, timed=delay is not None) for f in frames]
     _check_limits(limits, new.metrics, task)

@@ -99,17 +99,17 @@ def poor_labels(answers: Answers, task: str) -> str: # of a reference -> what is
     if task == "regression" or len(np.unique(answers.y[answers.known])) > 1: return ""
     return f"reference: all {n} labels are of one class, nothing can be learned from them"
 
-# %% ../../nbs/monitor/study.ipynb #93fefb5f
-def read_both(reference: Any, current: Any,  # what `as_frame` takes
+# %% ../../nbs/monitor/study.ipynb #647f6c3f
+def read_both(reference: Any, current: Any,  # anything that `core.source.open_source` reads
               y_true: str, y_pred: str | None, y_proba: str | Mapping[Any, str] | None, task: str, classes: Sequence[Any], # as for `read_answers`
               features: Sequence[str] | None, # columns to compare by; None: all that both have
               at: str, timed: bool,           # column of times; must the current rows have it?
               problems: list[str],            # what is known to be wrong already
               ) -> tuple[Table, Table, dict[str, str]]: # both tables, and the columns with their roles
     "Read both tables; raises one ParameterError with all that is wrong"
-    from mlnb.core.columns import as_frame
+    from mlnb.core.source import read_all
     def read(frame: pd.DataFrame) -> Answers: return read_answers(frame, y_true, y_pred, y_proba, task, classes)
-    old, new = _attempt("reference", lambda: as_frame(reference), problems), _attempt("current rows", lambda: as_frame(current), problems)
+    old, new = _attempt("reference", lambda: read_all(reference), problems), _attempt("current rows", lambda: read_all(current), problems)
     before = None if old is None else read_table("reference", old, read, y_true, at, False, problems)
     now = None if new is None else read_table("current rows", new, read, y_true, at, timed, problems)
     outputs = [y_pred] if task == "regression" else [y_proba] if isinstance(y_proba, str) else list((y_proba or {}).values())

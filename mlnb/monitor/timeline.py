@@ -199,7 +199,7 @@ def _days(kept: Mapping[Any, _Kept]) -> float | None: # None without times
     spans = [(k.end - k.start) / np.timedelta64(1, "D") for k in kept.values() if k.start is not None and k.end is not None]
     return max(float(np.mean(spans)), 1e-6) if spans else None
 
-# %% ../../nbs/monitor/timeline.ipynb #1e19131f
+# %% ../../nbs/monitor/timeline.ipynb #10547a7a
 def assemble(kept: Mapping[Any, Any], chunk: Any, budget: Any, tolerance: Any) -> TimelineReport:
     "Judge the chunks"
     allowed, days, names = read_budget(budget), _days(kept), _names(kept, chunk)
@@ -208,7 +208,7 @@ def assemble(kept: Mapping[Any, Any], chunk: Any, budget: Any, tolerance: Any) -
     alarms = per_check(allowed, days or 1.0)
     reports = [judge(k.sides, alarms, tolerances(tolerance, k.sides.reference.columns)) for k in kept.values()]
     features = len(reports[0].features) if reports else 1
-    def stamp(t: Any) -> Any: return None if t is None else pd.Timestamp(t)
+    def stamp(t: Any) -> Any: return None if t is None else pd.Timestamp(t) if pd.Timestamp(t).tz else pd.Timestamp(t, tz="UTC")
     chunks = [Chunk(n, stamp(k.start), stamp(k.end), r) for n, k, r in zip(names, kept.values(), reports, strict=True)]
     return TimelineReport(tuple(chunks), alarms, spending(allowed, alarms, round(days or 1.0, 2), len(chunks), features) if chunks else "")
 
@@ -234,17 +234,37 @@ def drift_over_time(reference: Any,             # a Profile, or anything that `c
     known = known.select([c for c in names if c != where])
     return assemble(_fold(known, (f for part in ([first], frames) for f in part), where, chunk), chunk, budget, tolerance)
 
-# %% ../../nbs/monitor/timeline.ipynb #6a1cb934
+# %% ../../nbs/monitor/timeline.ipynb #78be0a8f
+def _of_days(dep: Deployment, version: Any, since: TimeLike | None, until: TimeLike | None, offset: Any) -> dict[Any, _Kept]:
+    "The chunks of a deployment from its kept days"
+    from mlnb.core.windows import reference, window_profiles
+    like, found, edges = reference(dep, version), dict[Any, _Kept](), list[pd.Timestamp]()
+    for w in window_profiles(dep, version, since, until):
+        if not w.profile.n: continue
+        edges = borders(edges, w.start, w.start, offset)
+        k = max(i for i, e in enumerate(edges) if e <= w.start)
+        sides = Sides(like, w.profile, {})
+        found[edges[k]] = _Kept(join_sides(found[edges[k]].sides, sides) if edges[k] in found else sides, edges[k], edges[k + 1])
+    return dict(sorted(found.items()))
+
+# %% ../../nbs/monitor/timeline.ipynb #7ab7992e
 def deployment_timeline(dep: Deployment,
                         since: TimeLike | None = None,  # start of the window of event time, included; the beginning by default
                         until: TimeLike | None = None,  # its end, excluded
                         chunk: int | str = "7D",        # rows, or a length of time
-                        **options: Any,                 # budget, tolerance, columns: as for `drift_over_time`
+                        *, budget: Any = None,          # as for `drift_over_time`
+                        tolerance: float | Mapping[str, float] | None = None,
+                        columns: Iterable[str] | None = None,
                         ) -> TimelineReport:
     "Since when have the features or predictions of a deployment drifted from the training data of the version that answered last?"
     from mlnb.core.events import predictions
     from mlnb.monitor.drift import answered_last
-    reference = answered_last(dep, until).profile
-    logged = predictions(dep, since, until, columns=["at", *reference.columns])
-    if not len(logged): return TimelineReport((), per_check(read_budget(options.get("budget")), 1.0))
-    return drift_over_time(reference, logged, "at", chunk, **options)
+    read_budget(budget)
+    version, whole = answered_last(dep, until), not isinstance(chunk, int) and not isinstance(chunk, bool)
+    if whole and (offset := offset_of(chunk)) and pd.Timestamp("2013-01-01") + offset == (pd.Timestamp("2013-01-01") + offset).normalize():
+        kept, names = _of_days(dep, version, since, until, offset), None if columns is None else list(columns)
+        if names is not None: kept = {k: v._replace(sides=Sides(v.sides.reference.select(names), v.sides.current.select(names), {})) for k, v in kept.items()}
+        return assemble(kept, chunk, budget, tolerance)
+    logged = predictions(dep, since, until, columns=["at", *version.profile.columns])
+    if not len(logged): return TimelineReport((), per_check(read_budget(budget), 1.0))
+    return drift_over_time(version.profile, logged, "at", chunk, budget=budget, tolerance=tolerance, columns=columns)
