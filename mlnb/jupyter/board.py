@@ -132,19 +132,19 @@ def between(since: pd.Timestamp, until: pd.Timestamp) -> str: # "1 Jul 2013 to 3
         return _plain(since) if since == last else f"{_plain(since)} to {_plain(last)}"
     return f"{_plain(since, '%-d %b %Y %H:%M')} to {_plain(until, '%-d %b %Y %H:%M')} UTC"
 
-# %% ../../nbs/jupyter/board.ipynb #c95bbbd5
+# %% ../../nbs/jupyter/board.ipynb #8e121060
 CHUNKS = {"day": "D", "week": "7D", "month": "MS"}  # what a person reads -> a pandas offset
 FAR = 60  # chunks: what a picture can show, and what is quickly computed
 
 def reach(log: Span | None,        # None if nothing is logged
           until: TimeLike | None,  # end of the window; None: open
           chunk: str,              # a pandas offset
-          ) -> pd.Timestamp | None: # not before the log began
+          ) -> pd.Timestamp | None: # not before the log began; raises ParameterError
     "Where a course that ends with a window should begin"
-    from pandas.tseries.frequencies import to_offset
+    from mlnb.monitor.timeline import offset_of
     if log is None: return None
     end = log.last if until is None else clock.timestamp(clock.micros(until, "until"))
-    return max(log.first.floor("D"), (end - FAR * to_offset(chunk)).floor("D"))
+    return max(log.first.floor("D"), (end - FAR * offset_of(chunk)).floor("D"))
 
 # %% ../../nbs/jupyter/board.ipynb #f861d391
 def entries(rows: Iterable[tuple[str, float, bool]], # name, value, is it an alarm?
