@@ -293,7 +293,7 @@ def test_performance_before_the_labels(seen) -> None:
     try:
         assert said(seen) == "" and type(seen.report).__name__ == "EstimateReport" and seen.ui.proxies.layout.display == "none"
         assert "the reference is" in html.unescape(seen.ui.head.value) and "Estimated, in the latest chunk" in seen.ui.what.value and "data:image/png" in seen.snapshot()
-        assert len(set(seen.report.table()["chunk"])) == 6 and "0 of " in seen.ui.numbers.value
+        assert len(set(seen.report.table()["chunk"])) == 4 and "0 of " in seen.ui.numbers.value
     finally: seen.ui.view.value = "By the labels"
 
 
