@@ -280,11 +280,11 @@ def update(dep: Deployment, month: str, seed: int) -> dict[str, Any]: # retraine
     run = dep.ws.run("retrain", deployment=dep.name, until=str(month_of(month)[0].date()), holdout="7D", seed=seed, progress=False)
     return {"retrained": True, "promoted": run.decision["action"] == "promote", "reason": run.decision["reason"], "retrain_page": page_of(run)}
 
-# %% ../nbs/tour.ipynb #9997617c
+# %% ../nbs/tour.ipynb #9f8177fd
 def watch(dep: Deployment, month: str) -> dict[str, Any]: # drifted: features and outputs, most first; drift_page
     "At the end of a month: its drift report"
     since, until = (str(t.date()) for t in month_of(month))
-    run = dep.ws.run("drift", deployment=dep.name, since=since, until=until, progress=False)
+    run = dep.ws.run("drift", deployment=dep.name, since=since, until=until, harm=False, chunk="MS", progress=False)
     return {"drifted": [row["feature"] for row in run.result["table"] if row["alarm"]], "drift_page": page_of(run)}
 
 # %% ../nbs/tour.ipynb #dc2ffc45
