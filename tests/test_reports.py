@@ -167,8 +167,7 @@ def run_cells(ws: mlnb.Workspace, name: str, **given: object) -> dict:
     "The names that the cells of a template leave, run here, where no kernel has to start"
     cells: dict = {}
     for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
-        lines, last = c.source.rpartition("\nws.conclude(")[::2] if "ws.conclude(" in c.source else (c.source, "")
-        exec(c.source if not last else "\n".join(filter(None, [lines, f"ended = ws.conclude({last}"])) if lines or last else c.source, cells)
+        exec(c.source.replace("ws.conclude(", "ended = ws.conclude("), cells)
         if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(ws.path), deployment="delays", run="here", **given)
     return cells
 
@@ -199,11 +198,7 @@ def test_drift_is_told_from_harm(tmp_path: Path, hurts: bool, verdict: str) -> N
     ("performance", {"limits": {"auc": .6}}, "limits has 'auc', which is no metric of a binary task")])
 def test_values_that_make_no_sense(ws: mlnb.Workspace, name: str, given: dict, says: str) -> None:
     "The cells say which value, and what would do"
-    cells: dict = {}
-    with pytest.raises(ParameterError, match=re.escape(says)):
-        for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
-            exec(c.source, cells)
-            if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(ws.path), deployment="delays", run="here", **given)
+    with pytest.raises(ParameterError, match=re.escape(says)): run_cells(ws, name, **given)
 
 
 @pytest.mark.parametrize("name,given,says", [("drift", {"budget": ["1 per year"]}, r"budget should be str\|float\|None"), ("drift", {"chunk": 7}, "chunk should be str"),
