@@ -1407,6 +1407,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/monitor/multivariate.py'),
                                            'mlnb.monitor.multivariate.autocorrelation_time': ( 'monitor/multivariate.html#autocorrelation_time',
                                                                                                'mlnb/monitor/multivariate.py'),
+                                           'mlnb.monitor.multivariate.bin_together': ( 'monitor/multivariate.html#bin_together',
+                                                                                       'mlnb/monitor/multivariate.py'),
                                            'mlnb.monitor.multivariate.certainty': ( 'monitor/multivariate.html#certainty',
                                                                                     'mlnb/monitor/multivariate.py'),
                                            'mlnb.monitor.multivariate.deployment_multivariate_drift': ( 'monitor/multivariate.html#deployment_multivariate_drift',

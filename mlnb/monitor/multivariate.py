@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Deployment
 
 # %% auto #0
-__all__ = ['FIRST', 'AUC_TOLERANCE', 'FEWEST_ROWS', 'autocorrelation_time', 'thin', 'Split', 'forward_splits', 'gap_of', 'Fold',
-           'learn_forward', 'Area', 'area', 'Certainty', 'certainty', 'interval', 'p_value', 'mixed', 'shuffled',
-           'Pair', 'find_pairs', 'MultivariateReport', 'multivariate_drift', 'deployment_multivariate_drift']
+__all__ = ['FIRST', 'BINS', 'AUC_TOLERANCE', 'FEWEST_ROWS', 'autocorrelation_time', 'thin', 'Split', 'forward_splits', 'gap_of',
+           'bin_together', 'Fold', 'learn_forward', 'Area', 'area', 'Certainty', 'certainty', 'interval', 'p_value',
+           'mixed', 'shuffled', 'Pair', 'find_pairs', 'MultivariateReport', 'multivariate_drift',
+           'deployment_multivariate_drift']
 
 # %% ../../nbs/monitor/multivariate.ipynb #0bb68534
 def autocorrelation_time(x: Array,  # shape (n, k), rows in order; no nulls
@@ -72,7 +73,19 @@ def gap_of(X: Array) -> int: # a matrix, NaN for null
     ranks = rankdata(np.where(np.isnan(X), -np.inf, X), axis=0)
     return int(2 * (autocorrelation_time(ranks).max(initial=1) - 1))
 
-# %% ../../nbs/monitor/multivariate.ipynb #1dbb45c7
+# %% ../../nbs/monitor/multivariate.ipynb #4eed8916
+BINS = 128
+
+def bin_together(a: Array, b: Array, categorical: Array) -> tuple[Array, Array]: # matrices of both tables
+    "Numbers as the place of their bin, on edges that both tables have in common"
+    both, edge = np.vstack([a, b]), np.arange(1, BINS) / BINS
+    for i in np.flatnonzero(~categorical):
+        known = both[~np.isnan(both[:, i]), i]
+        edges = np.unique(np.quantile(known, edge, method="inverted_cdf")) if len(known) else known
+        both[:, i] = np.where(np.isnan(both[:, i]), np.nan, np.searchsorted(edges, both[:, i]))
+    return both[:len(a)], both[len(a):]
+
+# %% ../../nbs/monitor/multivariate.ipynb #93abf6ea
 def _learn(X: Array, y: Array, categorical: Array, seed: int) -> Callable[[Array], Array]:
     "A small classifier; gives the log odds that a row is of the window"
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -92,6 +105,7 @@ def learn_forward(a: Array, b: Array,        # the matrices of reference and win
                   ) -> list[Fold]:
     "One classifier for each stretch"
     splits = zip(forward_splits(len(a), folds, gap_of(a)), forward_splits(len(b), folds, gap_of(b)), strict=True)
+    a, b = bin_together(a, b, categorical)
     def one(s: Split, t: Split) -> Fold:
         score = _learn(np.vstack([a[s.learn], b[t.learn]]), np.repeat([0, 1], [len(a[s.learn]), len(b[t.learn])]), categorical, seed)
         return Fold(score, np.vstack([a[s.judge], b[t.judge]]), len(a[s.judge]))
