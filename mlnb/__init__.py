@@ -12,32 +12,35 @@ from .core.lazy import bind, lazily
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api.ipynb #bc37513d
+# %% ../nbs/api.ipynb #e8069926
 if TYPE_CHECKING:
     from mlnb.core.datasets import flights
     from mlnb.core.errors import MlnbError, SchemaError
-    from mlnb.core.profile import Profile, profile
+    from mlnb.core.profile import Profile
     from mlnb.core.registry import Decision, Deployment, ModelVersion, Workspace, open  # noqa: A004
     from mlnb.core.schema import Schema
+    from mlnb.core.summary import profile
     from mlnb.jupyter import panels
     from mlnb.monitor.drift import drift
     from mlnb.monitor.estimate import estimate_performance
     from mlnb.monitor.images import describe_images
     from mlnb.monitor.multivariate import multivariate_drift
     from mlnb.monitor.performance import performance
+    from mlnb.monitor.segments import drift_segments
     from mlnb.monitor.text import describe_text
     from mlnb.monitor.timeline import drift_over_time
+    from mlnb.monitor.weak import performance_segments
     from mlnb.update.gate import gate
 
-# %% ../nbs/api.ipynb #460965cc
+# %% ../nbs/api.ipynb #69611e1a
 _NAMES = {
     "open": "mlnb.core.registry:open", "Workspace": "mlnb.core.registry:Workspace", "Deployment": "mlnb.core.registry:Deployment",
     "ModelVersion": "mlnb.core.registry:ModelVersion", "Decision": "mlnb.core.registry:Decision",
-    "Schema": "mlnb.core.schema:Schema", "Profile": "mlnb.core.profile:Profile", "profile": "mlnb.core.profile:profile",
+    "Schema": "mlnb.core.schema:Schema", "Profile": "mlnb.core.profile:Profile", "profile": "mlnb.core.summary:profile",
     "drift": "mlnb.monitor.drift:drift", "drift_over_time": "mlnb.monitor.timeline:drift_over_time",
-    "multivariate_drift": "mlnb.monitor.multivariate:multivariate_drift",
+    "multivariate_drift": "mlnb.monitor.multivariate:multivariate_drift", "drift_segments": "mlnb.monitor.segments:drift_segments",
     "describe_images": "mlnb.monitor.images:describe_images", "describe_text": "mlnb.monitor.text:describe_text",
-    "performance": "mlnb.monitor.performance:performance",
+    "performance": "mlnb.monitor.performance:performance", "performance_segments": "mlnb.monitor.weak:performance_segments",
     "estimate_performance": "mlnb.monitor.estimate:estimate_performance",
     "gate": "mlnb.update.gate:gate", "panels": "mlnb.jupyter.panels", "flights": "mlnb.core.datasets:flights",
     "MlnbError": "mlnb.core.errors:MlnbError", "SchemaError": "mlnb.core.errors:SchemaError", "__version__": "mlnb.core.about:version"}

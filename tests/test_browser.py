@@ -17,11 +17,13 @@ pytest.importorskip("jupyterlab", reason="needs jupyterlab")
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 FEATURES = ["carrier", "origin", "dest", "departs", "distance", "temp", "dewp", "humid", "wind_speed", "pressure", "visib"]
-CODE = "import mlnb\ndep = mlnb.open('ws').deployment('delays')\npanel = mlnb.panels.drift(dep)\npanel"
+CODE = "import mlnb\ndep = mlnb.open('ws').deployment('delays')\npanel = mlnb.panels.{}(dep)\npanel"
 SCROLLBARS = """() => [...document.querySelectorAll('.mlnb-panel, .mlnb-panel *:not(option)')].filter(e => {
     const s = getComputedStyle(e), x = ['auto', 'scroll'].includes(s.overflowX) && e.scrollWidth > e.clientWidth + 1;
     const y = ['auto', 'scroll'].includes(s.overflowY) && e.scrollHeight > e.clientHeight + 1;
     return e.clientWidth > 0 && (x || (y && e.tagName != 'SELECT')) }).map(e => e.tagName + '.' + e.className)"""
+STICKS_OUT = """panel => { const room = panel.getBoundingClientRect(); return [...panel.querySelectorAll('*:not(option)')].filter(e => {
+    const r = e.getBoundingClientRect(); return r.width > 0 && r.height > 0 && (r.right > room.right + 1 || r.left < room.left - 1) }).map(e => e.tagName + '.' + e.className) }"""
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,12 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A workspace with a deployment that was asked about flights from March to July, one that was asked nothing, and a notebook"
+    "A workspace with a deployment that was asked about flights from March to July, one that was asked nothing, and two notebooks"
     import mlnb
     import nbformat
     import numpy as np
-    from mlnb.core.events import log_predictions
+    import pandas as pd
+    from mlnb.core.events import feedback, log_predictions
     from sklearn.ensemble import HistGradientBoostingClassifier
     root = tmp_path_factory.mktemp("lab")
     rows = mlnb.flights(until="2013-08-01").dropna(subset=["arr_delay"]).iloc[::8].reset_index(drop=True)
@@ -49,10 +52,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dep = ws.deploy("delays", v1, at="2013-03-01")
         ws.deploy("quiet", v1, at="2013-03-01")
         new = dep.schema.conform(X[~old])
-        log_predictions(dep, new, v1.predict(new), at=rows["at"][~old])
-    cells = [nbformat.v4.new_code_cell(CODE), nbformat.v4.new_code_cell("mlnb.panels.drift(mlnb.open('ws').deployment('quiet'))")]
+        at = rows["at"][~old].reset_index(drop=True)
+        ids = log_predictions(dep, new, v1.predict(new), at=at)
+        feedback(dep, pd.DataFrame({"id": ids, "y": late[~old], "at": at + pd.Timedelta("6h")})[(at < "2013-07-18").to_numpy()])
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), root / "panel.ipynb")
+    for name, verb in (("panel", "drift"), ("performance", "performance")):
+        cells = [nbformat.v4.new_code_cell(CODE.format(verb)), nbformat.v4.new_code_cell(f"mlnb.panels.{verb}(mlnb.open('ws').deployment('quiet'))")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), root / f"{name}.ipynb")
     return root
 
 
@@ -88,72 +94,157 @@ def lab(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 
 @pytest.fixture
-def page(chromium: str, lab: str, shots: Path) -> Iterator[Any]:
-    "The notebook, opened and run"
+def opened(chromium: str, lab: str, shots: Path) -> Iterator[Any]:
+    "Open a notebook and run it"
     with api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport={"width": 1400, "height": 1150}, device_scale_factor=1.5)
         page.set_default_timeout(45_000)
-        page.goto(f"{lab}/lab/tree/panel.ipynb?reset")
-        page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-        page.wait_for_function("window.jupyterapp !== undefined")
-        page.evaluate("async () => { await window.jupyterapp.restored }")
-        page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
-        page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        try:
-            page.locator(".mlnb-panel img").first.wait_for()
-            page.locator(".mlnb-panel", has_text="dep.predict(X)").wait_for()
-        except api.Error:
-            page.screenshot(path=shots / "failed.png")
-            raise
-        yield page
+
+        def show(name: str) -> Any:
+            page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
+            page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+            page.wait_for_function("window.jupyterapp !== undefined")
+            page.evaluate("async () => { await window.jupyterapp.restored }")
+            page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
+            page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+            paint(page, "Light")
+            page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            try:
+                page.locator(".mlnb-panel img").first.wait_for()
+                page.locator(".mlnb-panel", has_text="dep.predict(X)").wait_for()
+            except api.Error:
+                page.screenshot(path=shots / "failed.png")
+                raise
+            page.wait_for_timeout(500)  # layout of the lab settles; only the pictures depend on it
+            return page
+        yield show
         browser.close()
+
+
+@pytest.fixture
+def page(opened: Any) -> Any:
+    "The notebook with the drift panel, opened and run"
+    return opened("panel")
+
+
+def changed(page: Any, panel: Any, before: str) -> str:
+    "Wait until a panel shows another picture"
+    page.wait_for_function("""([e, old]) => [...e.querySelectorAll('img')].some(i => i.offsetParent && i.src != old && i.complete)
+        && ![...e.querySelectorAll('img')].some(i => i.offsetParent && i.src == old)""", arg=[panel.element_handle(), before])
+    return shown(panel)
+
+
+def shown(panel: Any) -> str:
+    "The picture that a panel shows"
+    return panel.locator("img:visible").first.get_attribute("src")
+
+
+def idle(page: Any) -> None: page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'")
+
+
+def paint(page: Any, theme: str) -> None: # "Dark" or "Light"
+    "Let the lab be dark, or light; it remembers"
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_function(f"document.body.dataset.jpThemeLight == '{str(theme == 'Light').lower()}'")
+
+
+def fits(page: Any, panel: Any) -> None:
+    "Nothing sticks out, and nothing but a long list scrolls"
+    assert page.evaluate(SCROLLBARS) == []
+    assert page.evaluate(STICKS_OUT, panel.element_handle()) == []
 
 
 def test_drift_panel(page: Any, shots: Path, folder: Path) -> None:
     panel = page.locator(".mlnb-panel").first
     image, features = panel.locator("img"), panel.locator(".mlnb-list select").last
-    def shown() -> str: return image.get_attribute("src")
-    def changed(before: str) -> str:
-        page.wait_for_function("([e, old]) => e.querySelector('img') && e.querySelector('img').src != old && e.querySelector('img').complete", arg=[panel.element_handle(), before])
-        return shown()
-
-    page.wait_for_timeout(500)  # layout of the lab settles; only the pictures depend on it
     page.screenshot(path=shots / "drift-panel.png")
-    first = shown()
+    first = shown(panel)
     assert page.evaluate("e => e.naturalWidth >= 1.8 * e.clientWidth", image.element_handle()), "the figure is crisp at twice the density"
-    assert page.evaluate(SCROLLBARS) == []
+    fits(page, panel)
     assert image.get_attribute("alt").startswith("Distribution of ")
 
     features.select_option(value="humid") if features.locator("option[value=humid]").count() else features.select_option(index=5)
-    second = changed(first)
+    second = changed(page, panel, first)
     page.screenshot(path=shots / "drift-panel-feature.png")
 
-    panel.locator(".widget-dropdown select").select_option(label="July 2013")
+    panel.get_by_label("Window", exact=True).select_option(label="July 2013")
     panel.get_by_text("1 Jul 2013 to 31 Jul 2013").first.wait_for()
-    third = changed(second)
+    third = changed(page, panel, second)
     page.screenshot(path=shots / "drift-panel-july.png")
 
     panel.locator(".mlnb-list select").first.select_option(index=1)
-    fourth = changed(third)
+    fourth = changed(page, panel, third)
     page.screenshot(path=shots / "drift-panel-output.png")
 
-    panel.locator(".widget-dropdown select").select_option(label="Choose days …")
+    panel.get_by_label("Window", exact=True).select_option(label="Choose days …")
     handle = panel.locator(".noUi-handle, .ui-slider-handle").first
     handle.wait_for()
     handle.focus()
     for _ in range(5): handle.press("ArrowLeft")
     panel.get_by_text("20 Jul 2013 to 31 Jul 2013").first.wait_for()
-    changed(fourth)
-    page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'")
+    changed(page, panel, fourth)
+    idle(page)
     page.screenshot(path=shots / "drift-panel-days.png")
-    assert page.evaluate(SCROLLBARS) == []
+    fits(page, panel)
+
+
+def test_since_when(page: Any, shots: Path) -> None:
+    panel = page.locator(".mlnb-panel").first
+    assert not panel.get_by_label("by", exact=True).is_visible(), "the length of chunks matters for the course only"
+    first = shown(panel)
+    panel.get_by_role("button", name="Since when?").click()
+    weeks = changed(page, panel, first)
+    idle(page)
+    panel.get_by_text("1 Mar 2013 to").first.wait_for()
+    assert panel.locator("img:visible").get_attribute("alt").startswith("Drift of each feature by chunk") and not panel.locator(".mlnb-list select:visible").count()
+    page.screenshot(path=shots / "drift-panel-since.png")
+    fits(page, panel)
+    panel.get_by_label("by", exact=True).select_option(label="month")
+    changed(page, panel, weeks)
+    page.set_viewport_size({"width": 1000, "height": 1150})
+    paint(page, "Dark")
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "drift-panel-since-dark.png")
+    fits(page, panel)
+    panel.get_by_role("button", name="This window").click()
+    panel.locator(".mlnb-list select").last.wait_for()
+    assert shown(panel) == first
+
+
+def test_performance_panel(opened: Any, shots: Path) -> None:
+    page = opened("performance")
+    panel = page.locator(".mlnb-panel").first
+    page.screenshot(path=shots / "performance-panel.png")
+    fits(page, panel)
+    first = shown(panel)
+    panel.locator(".mlnb-list select").first.select_option(index=1)
+    second = changed(page, panel, first)
+    panel.locator(".mlnb-list select").last.select_option(index=1)
+    third = changed(page, panel, second)
+    panel.get_by_role("button", name="Before the labels").click()
+    changed(page, panel, third)
+    idle(page)
+    page.screenshot(path=shots / "performance-panel-estimated.png")
+    fits(page, panel)
+    page.set_viewport_size({"width": 1000, "height": 1150})
+    paint(page, "Dark")
+    panel.get_by_role("button", name="By the labels").click()
+    panel.get_by_label("Window", exact=True).select_option(label="July 2013")
+    panel.get_by_text("1 Jul 2013 to 31 Jul 2013").first.wait_for()
+    panel.get_by_text("1,916 labels arrived").first.wait_for()
+    idle(page)
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "performance-panel-dark.png")
+    fits(page, panel)
+    assert not panel.get_by_text("This did not work").count(), "two clicks at once do not disturb each other"
+    page.locator(".mlnb-panel", has_text="dep.predict(X)").scroll_into_view_if_needed()
+    assert page.locator(".mlnb-panel", has_text="there is nothing to measure").is_visible()
 
 
 def test_report_button(page: Any, shots: Path, folder: Path) -> None:
     panel = page.locator(".mlnb-panel").first
-    panel.locator(".widget-dropdown select").select_option(label="July 2013")
+    panel.get_by_label("Window", exact=True).select_option(label="July 2013")
     panel.get_by_text("1 Jul 2013 to 31 Jul 2013").first.wait_for()
     panel.get_by_role("button", name="Run the drift report").click()
     panel.locator(".widget-hprogress, .progress").first.wait_for()
@@ -171,8 +262,7 @@ def test_report_button(page: Any, shots: Path, folder: Path) -> None:
 def test_empty_state_and_narrow_dark_page(page: Any, shots: Path) -> None:
     page.locator(".mlnb-panel", has_text="dep.predict(X)").scroll_into_view_if_needed()
     page.screenshot(path=shots / "drift-panel-empty.png")
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
+    paint(page, "Dark")
     page.set_viewport_size({"width": 760, "height": 1300})
     page.locator(".mlnb-panel img").first.scroll_into_view_if_needed()
     page.wait_for_timeout(500)

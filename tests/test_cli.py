@@ -67,6 +67,14 @@ def mlnb(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     (("drift", "delays", "--until", "2013-03-10"), 0), (("drift", "delays", "--since", "2013-03-20"), 1), (("performance", "delays"), 0),
     (("drift", "reference.parquet", "reference.parquet"), 0), (("drift", "reference.parquet", "current.parquet"), 1),
     (("drift", "reference.parquet", "current.parquet", "--tolerance", "0.99"), 0),
+    (("drift", "delays", "--over", "7D"), 1), (("drift", "delays", "--over", "7D", "--until", "2013-03-10"), 0), (("drift", "delays", "--over", "100"), 1),
+    (("drift", "reference.parquet", "current.parquet", "--over", "100"), 1), (("drift", "reference.parquet", "march.csv", "--over", "7D", "--time", "at"), 1),
+    (("drift", "delays", "--until", "2013-03-10", "--budget", "1 per 90 days"), 0), (("drift", "delays", "--until", "2013-03-10", "--budget", "1 per 90 days", "--every", "1D"), 0),
+    (("performance", "delays", "--chunk", "100"), 0), (("drift", "delays", "--over", "fortnight"), 2), (("drift", "delays", "--over", "0"), 2),
+    (("drift", "delays", "--over", "7D", "--every", "1D"), 2), (("drift", "delays", "--time", "at"), 2), (("drift", "delays", "--budget", "rarely"), 2), (("drift", "delays", "--budget", "-1"), 2),
+    (("drift", "reference.parquet", "current.parquet", "--over", "7D"), 2), (("drift", "delays", "--since", "2013-03-05", "--budget", "1 per year", "--every", "often"), 2),
+    (("performance", "delays", "--budget", "1 per 90 days"), 2), (("performance", "delays", "--chunk", "MS", "--budget", "1 per day"), 2),
+    (("performance", "delays", "--estimated", "--since", "2014-01-01"), 2), (("performance", "nobody", "--estimated"), 2),
     (("drfit",), 2), (("--nonsense",), 2), (("drift",), 2), (("ls", "everything"), 2), (("drift", "delays", "--tolerance", "much"), 2), (("serve", "--port", "70000"), 2),
     (("drift", "nobody"), 2), (("drift", "delays", "--since", "yesterday"), 2), (("drift", "delays", "--since", "2013-03-02", "--until", "2013-03-01"), 2),
     (("drift", "reference.parquet", "nobody.parquet"), 2), (("drift", "reference.parquet", "current.parquet", "--since", "2013-03-01"), 2),
@@ -93,6 +101,12 @@ def test_exit_code(mlnb, args: tuple[str, ...], code: int) -> None:
     (("register", "delays", "model.skops", "train.parquet", "--target", "late", "--deploy"), "there is a deployment 'delays' already; register without --deploy"),
     (("report", "drift", "-p", "deployment=delays", "-p", "sicne=x"), "did you mean 'since'?"),
     (("report", "drift", "-p", "since"), "-p since: give a parameter as key=value"),
+    (("drift", "delays", "--over", "7D", "--every", "1D"), "--every says how often one window is checked; with --over each chunk is a check"),
+    (("drift", "delays", "--time", "at"), "--time names the times of two files that are compared with --over"),
+    (("drift", "reference.parquet", "current.parquet", "--over", "7D"), "chunks of time need a column of times, and there is none"),
+    (("drift", "delays", "--budget", "rarely"), "budget='rarely' is not a number of false alarms; give '1 per 90 days'"),
+    (("performance", "delays", "--budget", "1 per 90 days"), "budget='1 per 90 days' counts days, and chunk=None does not"),
+    (("performance", "delays", "--estimated", "--since", "2014-01-01"), "deployment 'delays' has no prediction in"),
     (("serve", "--host", "0.0.0.0"), "give a token"),
     (("feedback", "delays", "model.pkl"), "model.pkl is no table that can be read; give a file that ends in .parquet, .csv, .json, .jsonl")],
     ids=lambda x: " ".join(x)[:40] if isinstance(x, tuple) else "")
@@ -125,7 +139,8 @@ def test_a_bug_is_not_an_alarm(mlnb, monkeypatch: pytest.MonkeyPatch, capsys: py
     (("ls",), {"models", "deployments", "predictions", "reports"}), (("ls", "models"), {"models"}), (("open", "ws"), {"workspace", "models", "deployments", "predictions", "reports"}),
     (("drift", "delays"), {"alarm", "reasons", "table", "drifted"}), (("drift", "reference.parquet", "current.parquet"), {"alarm", "reasons", "table"}),
     (("performance", "delays", "--chunk", "7D"), {"alarm", "reasons", "table"}), (("feedback", "delays", "labels.csv"), {"received", "matched", "unknown", "repeated", "changed"}),
-    (("score", "delays", "march.csv", "again.parquet", "--no-log"), {"rows", "logged", "version", "sink"}), (("report", "--list"), {"drift", "evaluate", "retrain"}),
+    (("score", "delays", "march.csv", "again.parquet", "--no-log"), {"rows", "logged", "version", "sink"}), (("report", "--list"), {"drift", "evaluate", "performance", "retrain"}),
+    (("drift", "delays", "--over", "7D"), {"alarm", "reasons", "table", "spent"}),
     (("report", "drift", "--path"), {"name", "path"}), (("register", "other", "model.skops", "train.parquet", "--target", "late"), {"model", "version", "artefact"})],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
 def test_json_is_one_object_and_nothing_else(mlnb, args: tuple[str, ...], keys: set[str]) -> None:
@@ -140,6 +155,39 @@ def test_json_says_what_the_library_says(mlnb, folder: Path) -> None:
         dep = ws.deployment("delays")
         assert mlnb("drift", "delays", "--since", "2013-03-20", "--json").json == json.loads(json.dumps(dep.drift("2013-03-20").to_dict()))
         assert mlnb("performance", "delays", "--json").json == json.loads(json.dumps(dep.performance().to_dict()))
+
+
+def test_since_when(mlnb, folder: Path) -> None:
+    "The second half is warmer: every chunk of it, and none before"
+    import mlnb as library
+    from mlnb.monitor.timeline import deployment_timeline
+    done = mlnb("drift", "delays", "--over", "7D", "--budget", "1 per 90 days", "--json")
+    with library.open(folder / "ws", read_only=True) as ws:
+        assert done.json == json.loads(json.dumps(deployment_timeline(ws.deployment("delays"), None, None, "7D", budget="1 per 90 days").to_dict()))
+    assert done.code == 1 and "1 per 90 days" in done.json["spent"]
+    warm = {r["chunk"] for r in done.json["table"] if r["feature"] == "temp" and r["alarm"]}
+    assert warm and min(warm) >= "2013-03-15" and {"start", "end", "n", "distance", "threshold", "tolerance"} <= set(done.json["table"][0])
+    text = mlnb("drift", "delays", "--over", "7D").out
+    assert "Drift over time: drift" in text and "temp drifted in" in text and re.search(r"chunk +rows +drifted +farthest +distance\n2013-03-01", text)
+
+
+def test_performance_before_the_labels(mlnb, folder: Path) -> None:
+    "A workspace of its own: enough rows to learn from, and a last week without labels"
+    from mlnb import open as open_
+    rng, n = np.random.default_rng(1), 1500
+    X = pd.DataFrame({"temp": rng.normal(5, 3, n), "wind": rng.gamma(4, 3, n)})
+    y = np.where(rng.random(n) < 1 / (1 + np.exp(3 - X.wind / 4)), "late", "on time")
+    with open_(folder / "third") as ws:
+        v = ws.register("delays", LogisticRegression().fit(X, y), X, y, at="2013-03-01")
+        dep = ws.deploy("delays", v, at="2013-03-01")
+        from mlnb.core.events import log_predictions
+        log_predictions(dep, X, v.predict(X), at=pd.Timestamp("2013-03-01", tz="UTC") + pd.to_timedelta(np.arange(n) * 13, unit="min"))
+    done = mlnb("performance", "delays", "--estimated", "--chunk", "7D", "-w", "third", "--json")
+    rows = [r for r in done.json["table"] if r["metric"] == "roc_auc"]
+    assert done.code == 0 and [r["chunk"] for r in rows] == ["2013-03-01", "2013-03-08"] and all(r["lower"] < r["estimate"] < r["upper"] and r["labelled"] == 0 for r in rows)
+    assert any("the reference is the last 30% of the training rows of delays v1" in r for r in done.json["reasons"])
+    text = mlnb("performance", "delays", "--estimated", "--chunk", "7D", "-w", "third", "--budget", "1 per 90 days").out
+    assert "Estimated performance: as expected" in text and re.search(r"chunk +n +labelled +metric +estimate", text)
 
 
 def test_ls(mlnb) -> None:

@@ -71,6 +71,37 @@ def test_bad_input():
     with pytest.raises(ParameterError, match="1500 of them null"): impact(lambda d: np.full(len(d), np.nan), report, NEW)
 
 
+def test_levels_are_brought_back_however_they_are_kept():
+    for values in ([1.0, 2.0, 3.0], [1, 2, 3], ["a", "b", "c"], [True, False, False]):
+        def column(p, n, values=values): return pd.Series(pd.Categorical(RNG.choice(np.array(values, object), n, p=p)))
+        old, new = pd.DataFrame({"g": column([.6, .3, .1], 4_000)}), pd.DataFrame({"g": column([.1, .0, .9], 1_000)})
+        new["g"] = new["g"].cat.remove_unused_categories()
+        report = impact(lambda d, first=values[0]: (d["g"].astype(object) == first).astype(float), drift(old, new), new, labels=False, max_rows=1_000)
+        assert report.table()["shift"].iloc[0] == pytest.approx((new["g"].astype(object) == values[0]).mean() - (old["g"].astype(object) == values[0]).mean(), abs=.001)
+        assert isinstance(as_it_was(new["g"], profile(old)["g"]).dtype, pd.CategoricalDtype)
+
+
+@pytest.mark.parametrize("dtype", ["boolean", "string", "object", "category"])
+def test_nulls_and_types_of_levels_are_kept(dtype):
+    old = pd.Series([True, None, False, True] if dtype == "boolean" else ["a", None, "b", "a"]).astype(dtype)
+    back = as_it_was(old[[0, 0, 0, 0]].reset_index(drop=True), profile({"v": old})["v"])
+    assert back.dtype == old.dtype and back.isna().sum() == 1 and back.value_counts().to_dict() == old.value_counts().to_dict()
+
+
+def test_times_keep_their_zone():
+    for zone in (None, "UTC"):
+        times = pd.Series(pd.date_range("2013-01-01", periods=400, freq="h", tz=zone))
+        back = as_it_was(times + pd.Timedelta("100D"), profile({"t": times})["t"])
+        assert getattr(back.dtype, "tz", None) == times.dt.tz and abs(back - times).max() < pd.Timedelta("6h")
+
+
+def test_what_cannot_be_undone_is_named():
+    old, new = OLD.assign(note=[f"{v:.12f}" for v in OLD["x"]]), NEW.assign(note="short").drop(columns="c").assign(n="many")
+    report = impact(lambda d: d["x"], drift(old, new), new, labels=False)
+    said = [r for r in report.reasons if "cannot be asked" in r]
+    assert len(said) == 3 and all(any(n in r for r in said) for n in ("c:", "'n'", "note")) and "note" not in set(report.table()["feature"])
+
+
 def performance(alarm=False, value=.7, low=.6, mature=True):
     table = pd.DataFrame({"metric": ["roc_auc"], "value": [value], "threshold_low": [low], "threshold_high": [np.nan], "mature": [mature], "alarm": [alarm]})
     return SimpleNamespace(alarm=alarm, reasons=["roc_auc is .5"], table=lambda: table)

@@ -29,7 +29,7 @@ CHECK = """class Check(Result):
     def table(self): return pd.DataFrame({"<b>": [limit]})"""
 PROMOTE = "ws.conclude(Check(), decision=Decision('promote', deployment, 2, 'it is better', '2013-04-01'), run=run)"
 GIVEN: dict[str, dict] = {"drift": {"since": "2013-02-10", "until": "2013-03-10"}, "evaluate": {"since": "2013-02-10", "until": "2013-03-10"},
-         "retrain": {"until": "2013-03-10", "holdout": "7D"}}
+         "performance": {"since": "2013-03-02", "until": "2013-03-10", "chunk": "4D"}, "retrain": {"until": "2013-03-10", "holdout": "7D"}}
 
 
 def flights(rng: np.random.Generator, start: str, days: int, turn: float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
@@ -126,11 +126,91 @@ def test_cells_hold_for_every_task(tmp_path: Path, task: str, late: bool) -> Non
     dep, at = deploy(ws, "m", v1, at="2013-01-26"), pd.Timestamp("2013-01-26", tz="UTC") + pd.to_timedelta(np.arange(400), unit="h")
     ids = log_predictions(dep, X, v1.predict(X), at=at)
     if not late: feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at}))
-    for name in ("drift", "evaluate"):
+    for name in ("drift", "evaluate", "performance"):
         cells: dict = {}
         for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
             exec(c.source, cells)
             if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(tmp_path), deployment="m", since="2013-01-26", until="2013-02-10", run="here")
+
+
+def texts(run: rp.ReportRun) -> str:
+    "All that the cells of a report printed or returned as text"
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for c in nbformat.read(run.notebook, 4).cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_performance_measures_and_estimates(ws: mlnb.Workspace) -> None:
+    "The world turned round before the log began: the estimate is as bad as what was measured, since it learned from the same log"
+    run = ws.run("performance", deployment="delays", since="2013-02-24", until="2013-03-10", chunk="7D", limits={"roc_auc": .6}, budget="1 per 90 days", progress=False)
+    reasons = " ".join(run.result["reasons"])
+    assert run.alarm and run.verdict == "below expectation" and re.search(r"roc_auc of 2013-02-24 is 0\.\d+ .*certainly below the limit 0\.6", reasons)
+    assert re.search(r"before the labels: the reference is \d\d\d labelled rows from 2013-02-10 to 2013-02-23", reasons) and "estimated" in reasons
+    assert {r["metric"] for r in run.result["table"]} >= {"roc_auc", "log_loss", "mean_score"} and len(run.result["others"]["before the labels"]["table"]) > 2
+    assert "have a label" in texts(run) and "There are too few stretches to learn what is usual from" in texts(run)
+
+
+def test_performance_says_why_nothing_is_estimated(ws: mlnb.Workspace) -> None:
+    run = ws.run("performance", deployment="delays", since="2013-02-15", until="2013-02-16", as_of="2013-02-13", chunk="D", progress=False)
+    assert run.status == "succeeded" and "What is usual is learned from 2013-02-10 to 2013-02-15" in texts(run)
+    assert "Not known: performance cannot be estimated" in texts(run) and re.search(r"reference: \d+ labelled rows are too few to learn from, 250 are needed", texts(run))
+    assert not any("before the labels" in r for r in run.result["reasons"])
+
+
+def test_drift_says_since_when_and_what_was_spent(ws: mlnb.Workspace) -> None:
+    run = ws.run("drift", deployment="delays", since="2013-03-01", until="2013-03-10", budget="1 per 90 days", every="1D", chunk="D", progress=False)
+    assert run.status == "succeeded" and any("false alarms to expect in a check like this: 0.0111 (1 per 90 days, at a check every 1 day)" in r for r in run.result["reasons"])
+    pictures = [o for c in nbformat.read(run.notebook, 4).cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 4, "distances, course, the largest change, the answers"
+    assert run.verdict == "no drift" and not run.alarm and any(r.startswith("no drift: realised performance is within its thresholds") for r in run.result["reasons"])
+
+
+def run_cells(ws: mlnb.Workspace, name: str, **given: object) -> dict:
+    "The names that the cells of a template leave, run here, where no kernel has to start"
+    cells: dict = {}
+    for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
+        lines, last = c.source.rpartition("\nws.conclude(")[::2] if "ws.conclude(" in c.source else (c.source, "")
+        exec(c.source if not last else "\n".join(filter(None, [lines, f"ended = ws.conclude({last}"])) if lines or last else c.source, cells)
+        if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(ws.path), deployment="delays", run="here", **given)
+    return cells
+
+
+@pytest.mark.parametrize("hurts,verdict", [(False, "drift without harm"), (True, "drift with harm")])
+def test_drift_is_told_from_harm(tmp_path: Path, hurts: bool, verdict: str) -> None:
+    "Later hours from the third week on; the hour matters to nobody, unless the world turns round with it"
+    rng = np.random.default_rng(1)
+    ws = mlnb.open(tmp_path)
+    X, y, at = flights(rng, "2013-01-29", 12, 1)
+    v1 = register(ws, "delays", LogisticRegression().fit(X, y), X, y, time=at, at="2013-02-10")
+    dep = deploy(ws, "delays", v1, at="2013-02-10")
+    for start, turn, later in (("2013-02-10", 1, 0), ("2013-02-24", -1 if hurts else 1, 4)):
+        X, y, at = flights(rng, start, 14, turn)
+        X["hour"] += later
+        ids = log_predictions(dep, X, v1.predict(X), at=at)
+        feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at + pd.Timedelta("3h")}))
+    ended = run_cells(ws, "drift", since="2013-02-24", until="2013-03-10", chunk="2D", multivariate=True)["ended"]
+    said = ended.result.reasons
+    assert ended.result.alarm and ended.data["verdict"] == verdict and any("1 of 4 features drifted: hour" in r or "features drifted: hour" in r for r in said)
+    assert any(r.startswith(f"{verdict}: realised performance is {'worse' if hurts else 'within its thresholds'}") for r in said)
+    assert any(r.startswith("between columns: a classifier can tell") for r in said)
+
+
+@pytest.mark.parametrize("name,given,says", [
+    ("drift", {"budget": "rarely"}, "budget='rarely' is not a number of false alarms"), ("drift", {"chunk": "fortnight"}, "chunk='fortnight' is not a length of time"),
+    ("performance", {"budget": "1 per hour"}, "budget='1 per hour' allows 168 false alarms in each chunk"), ("performance", {"chunk": "fortnight"}, "chunk='fortnight' is not a length of time"),
+    ("performance", {"limits": {"auc": .6}}, "limits has 'auc', which is no metric of a binary task")])
+def test_values_that_make_no_sense(ws: mlnb.Workspace, name: str, given: dict, says: str) -> None:
+    "The cells say which value, and what would do"
+    cells: dict = {}
+    with pytest.raises(ParameterError, match=re.escape(says)):
+        for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
+            exec(c.source, cells)
+            if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(ws.path), deployment="delays", run="here", **given)
+
+
+@pytest.mark.parametrize("name,given,says", [("drift", {"budget": ["1 per year"]}, r"budget should be str\|float\|None"), ("drift", {"chunk": 7}, "chunk should be str"),
+                                             ("performance", {"limits": .6}, "limits should be dict"), ("performance", {"limit": {}}, "did you mean 'limits'")])
+def test_kinds_of_parameters(ws: mlnb.Workspace, name: str, given: dict, says: str) -> None:
+    with pytest.raises(ParameterError, match=says): ws.run(name, deployment="delays", **given)
+    assert len(ws.reports()) == 0
 
 
 def test_values_arrive_as_they_are(ws: mlnb.Workspace, notebook) -> None:

@@ -14,7 +14,7 @@ from test_profile import BINS, LEVELS, NUMBERS, chunks, same, table
 
 from mlnb.core.counting import SAMPLE, Sample, join_samples, take_sample
 from mlnb.core.errors import ParameterError, SchemaError
-from mlnb.core.profile import profile
+from mlnb.core.summary import profile
 from mlnb.core.source import open_source, open_table
 from mlnb.core.streamed import tree
 
@@ -163,7 +163,7 @@ def test_many_levels_and_short_row_groups(tmp_path):
 
 PEAK = """
 import re, sys
-from mlnb.core.profile import profile
+from mlnb.core.summary import profile
 p = profile(sys.argv[1])
 print(p.n, len(p.columns), int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """

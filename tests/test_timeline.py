@@ -13,7 +13,7 @@ from test_false_alarms import series
 
 import mlnb
 from mlnb.core.errors import NotFound, ParameterError
-from mlnb.core.profile import profile
+from mlnb.core.summary import profile
 from mlnb.monitor.drift import drift
 from mlnb.monitor.timeline import drift_over_time
 

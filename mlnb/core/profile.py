@@ -26,7 +26,7 @@ from .result import dumps, html_table
 
 # %% auto #0
 __all__ = ['LEVELS', 'EXTRA', 'ColumnProfile', 'NumericProfile', 'count_numbers', 'CategoricalProfile', 'count_levels', 'plan',
-           'plan_column', 'count_column', 'Profile', 'count_frame', 'profile', 'total']
+           'plan_column', 'count_column', 'Profile', 'count_frame', 'check_bins', 'profile', 'total']
 
 # %% ../../nbs/core/profile.ipynb #a03e5806
 @dataclass(frozen=True, eq=False)
@@ -231,19 +231,21 @@ def count_frame(frame: pd.DataFrame, like: Profile, course: bool = False) -> Pro
         raise SchemaError([Problem(c, "missing", f"column {c!r} is missing; the profile to be like has it") for c in missing])
     return _each(lambda c, v: count_column(c, v, like.columns[c], course), frame[list(like.columns)])
 
-# %% ../../nbs/core/profile.ipynb #6122e76a
-def profile(x: Any,                     # anything that `as_frame` or `open_source` takes: a frame, a path, a data set, an iterator of batches, a Dask dataframe
+# %% ../../nbs/core/profile.ipynb #b8a02687
+def check_bins(bins: int) -> None: # raises ParameterError
+    "Refuse a number of bins that shows nothing"
+    if bins < 2: raise ParameterError(f"bins={bins} cannot show a distribution; give 2 or more (256 is the default)")
+
+# %% ../../nbs/core/profile.ipynb #4246e213
+def profile(x: Any,                     # anything that `as_frame` takes; files, batches and Dask dataframes are for `core.summary`
             like: Any = None,           # a Profile or a table whose bins to count on; its own by default
             bins: int = 256,            # for new bins: how many, at most twice as many with atoms; 2 or more
             course: bool | None = None, # with the course of each column; by default if the bins are its own
             ) -> Profile:
     "Summarise a table"
-    if bins < 2: raise ParameterError(f"bins={bins} cannot show a distribution; give 2 or more (256 is the default)")
-    from mlnb.core.source import is_streamed
-    from mlnb.core.streamed import plan_stream, profile_stream
+    check_bins(bins)
     course = like is None if course is None else course
-    if like is not None and not isinstance(like, Profile): like = plan_stream(like, bins) if is_streamed(like) else _each(lambda c, v: plan_column(c, v, bins), as_frame(like))
-    if is_streamed(x): return profile_stream(x, like, bins, course)
+    if like is not None and not isinstance(like, Profile): like = _each(lambda c, v: plan_column(c, v, bins), as_frame(like))
     return _each(lambda c, v: _on_own(c, v, bins, course), as_frame(x)) if like is None else count_frame(as_frame(x), like, course)
 
 def _on_own(name: str, values: pd.Series, bins: int, course: bool) -> ColumnProfile:

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from mlnb.jupyter.reports import ReportRun
 
 # %% auto #0
-__all__ = ['FEW', 'CHUNKS', 'FAR', 'CUSTOM', 'T', 'P', 'header', 'notice', 'heading', 'picture', 'actions', 'frame', 'windows',
-           'marks', 'between', 'reach', 'entries', 'actors', 'choosers', 'controls', 'arrange', 'sides', 'listing',
-           'Live', 'Panel', 'chosen_window', 'put', 'told', 'cover', 'asked', 'choose', 'refill', 'once', 'judge',
-           'refresh', 'run_report', 'on', 'opened']
+__all__ = ['FEW', 'CHUNKS', 'FAR', 'CUSTOM', 'AT_WORK', 'T', 'P', 'header', 'notice', 'heading', 'picture', 'actions', 'frame',
+           'windows', 'marks', 'between', 'reach', 'entries', 'actors', 'choosers', 'controls', 'arrange', 'sides',
+           'listing', 'Live', 'Panel', 'chosen_window', 'put', 'told', 'cover', 'asked', 'choose', 'refill', 'once',
+           'judge', 'refresh', 'run_report', 'on', 'opened']
 
 # %% ../../nbs/jupyter/board.ipynb #c1a8786e
 FEW = 4  # reasons that are shown at once
@@ -132,19 +132,19 @@ def between(since: pd.Timestamp, until: pd.Timestamp) -> str: # "1 Jul 2013 to 3
         return _plain(since) if since == last else f"{_plain(since)} to {_plain(last)}"
     return f"{_plain(since, '%-d %b %Y %H:%M')} to {_plain(until, '%-d %b %Y %H:%M')} UTC"
 
-# %% ../../nbs/jupyter/board.ipynb #c95bbbd5
+# %% ../../nbs/jupyter/board.ipynb #8e121060
 CHUNKS = {"day": "D", "week": "7D", "month": "MS"}  # what a person reads -> a pandas offset
 FAR = 60  # chunks: what a picture can show, and what is quickly computed
 
 def reach(log: Span | None,        # None if nothing is logged
           until: TimeLike | None,  # end of the window; None: open
           chunk: str,              # a pandas offset
-          ) -> pd.Timestamp | None: # not before the log began
+          ) -> pd.Timestamp | None: # not before the log began; raises ParameterError
     "Where a course that ends with a window should begin"
-    from pandas.tseries.frequencies import to_offset
+    from mlnb.monitor.timeline import offset_of
     if log is None: return None
     end = log.last if until is None else clock.timestamp(clock.micros(until, "until"))
-    return max(log.first.floor("D"), (end - FAR * to_offset(chunk)).floor("D"))
+    return max(log.first.floor("D"), (end - FAR * offset_of(chunk)).floor("D"))
 
 # %% ../../nbs/jupyter/board.ipynb #f861d391
 def entries(rows: Iterable[tuple[str, float, bool]], # name, value, is it an alarm?
@@ -224,7 +224,7 @@ class Live:
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self.dep.name!r})" + ("" if self.report is None else "\n" + repr(self.report))
 
-# %% ../../nbs/jupyter/board.ipynb #6678eaaa
+# %% ../../nbs/jupyter/board.ipynb #ac61ae72
 class Panel(Live):
     "A deployment, a window and a verdict; shows itself at the end of a cell"
     name = "report"              # of the report behind the button
@@ -240,7 +240,7 @@ class Panel(Live):
         self.report: Any = None                   # the judgement that is shown
         self.known: dict[Any, Any] = {}           # judgements since then
         self.job: threading.Thread | None = None  # runs the report notebook
-        self.quiet = False                        # do not react to our own changes
+        self.quiet: int | None = None             # the thread whose changes nobody should react to
         self.ui = controls(self.name, self.views)
         self.ui.body.children = self.parts()
         self.widget = arrange(self.ui)
@@ -273,14 +273,17 @@ def chosen_window(panel: Panel) -> tuple[pd.Timestamp, pd.Timestamp]: # [since, 
     first, last = panel.ui.range.value
     return first[0], last[1]
 
-# %% ../../nbs/jupyter/board.ipynb #c16b65af
+# %% ../../nbs/jupyter/board.ipynb #29aabd23
+AT_WORK = threading.RLock()  # one for all panels, because they also share matplotlib
+
 def put(panel: Panel, **values: dict[str, Any]) -> None:
     "Change widgets without reacting to it: put(panel, window={'options': [...]})"
-    panel.quiet = True
-    try:
-        for name, traits in values.items():
-            for trait, value in traits.items(): setattr(getattr(panel.ui, name), trait, value)
-    finally: panel.quiet = False
+    with AT_WORK:
+        panel.quiet = threading.get_ident()
+        try:
+            for name, traits in values.items():
+                for trait, value in traits.items(): setattr(getattr(panel.ui, name), trait, value)
+        finally: panel.quiet = None
 
 # %% ../../nbs/jupyter/board.ipynb #f3ebdfa1
 def told(panel: Panel, action: Callable[[], None]) -> None:
@@ -321,13 +324,14 @@ def asked(dep: Deployment, since: pd.Timestamp, until: pd.Timestamp) -> int:
     log = events.tables(dep)[0]
     return int(dep.ws.rows(sa.select(sa.func.count()).select_from(log).where(log.c.at >= clock.micros(since), log.c.at < clock.micros(until)))[0][0])
 
-# %% ../../nbs/jupyter/board.ipynb #f73cd396
+# %% ../../nbs/jupyter/board.ipynb #971f4c45
 def choose(panel: Panel, name: str | None) -> None: # a line of one of the lists
     "Choose one, and draw it"
-    if panel.report is None or name is None: return
-    values: dict[str, dict[str, Any]] = {k: {"value": name if name in [v for _, v in getattr(panel.ui, k).options] else None} for k in panel.lists}
-    put(panel, **values)
-    panel.draw(name)
+    with AT_WORK:
+        if panel.report is None or name is None: return
+        values: dict[str, dict[str, Any]] = {k: {"value": name if name in [v for _, v in getattr(panel.ui, k).options] else None} for k in panel.lists}
+        put(panel, **values)
+        panel.draw(name)
 
 def refill(panel: Panel,
            default: str,                          # what to choose if the old choice is gone
@@ -339,7 +343,7 @@ def refill(panel: Panel,
     put(panel, **values)
     choose(panel, kept if kept in {v for new in lines.values() for _, v in new} else default)
 
-# %% ../../nbs/jupyter/board.ipynb #f261649e
+# %% ../../nbs/jupyter/board.ipynb #10735ec9
 T = TypeVar("T")
 
 def once(panel: Panel, key: Any, make: Callable[[], T]) -> T:
@@ -347,8 +351,8 @@ def once(panel: Panel, key: Any, make: Callable[[], T]) -> T:
     if key not in panel.known: panel.known[key] = make()
     return panel.known[key]
 
-def judge(panel: Panel) -> None:
-    "Judge what is chosen, and show the verdict"
+def _judge(panel: Panel) -> None:
+    "As `judge`, by one thread at a time"
     ui = panel.ui
     ui.range.layout.display = "" if ui.window.value == CUSTOM else "none"
     ui.chunk.layout.display = "" if panel.chunked else "none"
@@ -360,11 +364,16 @@ def judge(panel: Panel) -> None:
     ui.head.value = header(panel.head, facts, r.reasons, r.verdicts[bool(r.alarm)] if rows else None, bool(r.alarm))
     ui.body.layout.display = ""
 
-# %% ../../nbs/jupyter/board.ipynb #4dedeb88
+def judge(panel: Panel) -> None:
+    "Judge what is chosen, and show the verdict"
+    with AT_WORK: _judge(panel)
+
+# %% ../../nbs/jupyter/board.ipynb #51cb704a
 def refresh(panel: Panel) -> None:
     "Look again what is logged, and judge"
-    cover(panel)
-    if panel.log: judge(panel)
+    with AT_WORK:
+        cover(panel)
+        if panel.log: judge(panel)
 
 # %% ../../nbs/jupyter/board.ipynb #615bbcaa
 def _expected(panel: Panel) -> float: # seconds
@@ -401,10 +410,10 @@ def run_report(panel: Panel) -> None:
     panel.job = threading.Thread(target=lambda: _fill(panel, done), daemon=True)
     for thread in (threading.Thread(target=work, daemon=True), panel.job): thread.start()
 
-# %% ../../nbs/jupyter/board.ipynb #c197de46
+# %% ../../nbs/jupyter/board.ipynb #1e8f0a43
 def on(panel: Panel, part: Any, action: Callable[[], None]) -> None:
     "Do something when another value is chosen"
-    part.observe(lambda change: None if panel.quiet else told(panel, action), names="value")
+    part.observe(lambda change: None if panel.quiet == threading.get_ident() else told(panel, action), names="value")
 
 P = TypeVar("P", bound=Panel)
 

@@ -125,8 +125,8 @@ class Ratio(NamedTuple):
     power: float        # 1: the odds as they are, less: evened out, 0: not weighted at all
     overlap: float      # about 1: all of the other rows have their like in the reference, 0: none has
 
-# %% ../../nbs/monitor/density.ipynb #826a267b
-FEWEST_ROWS, CLIP, SHARE = 100, 20., .1
+# %% ../../nbs/monitor/density.ipynb #610bf125
+FEWEST_ROWS, CLIP, SHARE = 100, 20., .3
 
 def density_ratio(X: np.ndarray,      # shape (n + m, columns): the reference, then the other rows; NaN is a missing value
                   codes: list[bool],  # which columns are codes of levels

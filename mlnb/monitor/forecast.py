@@ -93,13 +93,7 @@ def doubt(forecast: Forecast,       # of n rows
     "The variance of each metric because `mean` was learned"
     return np.mean([[float((s * change).sum()) ** 2 for s in slopes] for change in forecast.redraws()], axis=0)
 
-# %% ../../nbs/monitor/forecast.ipynb #bf4bc675
-def _as_one(each: np.ndarray, fallback: np.ndarray) -> np.ndarray:
-    "Probabilities of shape (n, k) that sum to one; rows of zeros fall back"
-    total = each.sum(1, keepdims=True)
-    return np.where(total > 0, each / np.where(total > 0, total, 1), fallback)
-
-# %% ../../nbs/monitor/forecast.ipynb #f42e7072
+# %% ../../nbs/monitor/forecast.ipynb #89f45aab
 def forecast_labels(score: np.ndarray,     # reference: shape (n,), or (n, k) for many classes
                     y: np.ndarray,         # its labels: 0 and 1, or codes 0..k-1
                     weights: np.ndarray,   # its weights, shape (n,)
@@ -107,12 +101,11 @@ def forecast_labels(score: np.ndarray,     # reference: shape (n,), or (n, k) fo
                     seed: int = 0,         # of the redraws
                     ) -> Forecast:         # of m rows
     "Calibrated probabilities of the labels of new rows"
-    if score.ndim == 1:
-        curves = [fit_curve(score, y, weights)]
-        def read(curves: list[Curve]) -> np.ndarray: return read_curve(curves[0], new)
-    else:
-        curves = [fit_curve(score[:, c], y == c, weights) for c in range(score.shape[1])]
-        def read(curves: list[Curve]) -> np.ndarray: return _as_one(np.stack([read_curve(c, new[:, i]) for i, c in enumerate(curves)], 1), new)
+    columns = [(score, y, new)] if score.ndim == 1 else [(score[:, c], y == c, new[:, c]) for c in range(score.shape[1])]
+    curves = [fit_curve(s, hit, weights) for s, hit, _ in columns]
+    def read(curves: list[Curve]) -> np.ndarray:
+        each = [read_curve(c, n) for c, (_, _, n) in zip(curves, columns, strict=True)]
+        return each[0] if score.ndim == 1 else np.stack(each, 1)
     mean = read(curves)
     def redraws() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)

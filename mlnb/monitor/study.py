@@ -141,8 +141,8 @@ def part_of(block: Any,  # a block or an array of them
     "The part of the models that a block belongs to"
     return block * FOLDS // blocks
 
-# %% ../../nbs/monitor/study.ipynb #274be138
-TEACH = 50_000  # most rows of the reference that teach
+# %% ../../nbs/monitor/study.ipynb #fcd62ca6
+TEACH = 30_000  # most rows of the reference that teach
 
 def study_of(task: str,             # binary, multiclass or regression
              reference: Table,      # as from `in_order`
