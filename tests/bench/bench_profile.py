@@ -20,7 +20,8 @@ import pandas as pd
 from bench_schema import clock, table
 
 from mlnb.core.counting import bin_edges
-from mlnb.core.profile import count_numbers, profile
+from mlnb.core.profile import count_numbers
+from mlnb.core.summary import profile
 
 
 def arrays():
@@ -57,7 +58,8 @@ def reference_of(day: pd.DataFrame): return profile(day)
 
 CHILD = """
 import re, sys, time
-from mlnb.core.profile import Profile, profile
+from mlnb.core.profile import Profile
+from mlnb.core.summary import profile
 path, like = sys.argv[1:3]
 known = Profile.from_json(open(like).read()) if like else None
 start = time.process_time()
