@@ -20,7 +20,8 @@ import pandas as pd
 from bench_schema import clock, table
 
 from mlnb.core.counting import bin_edges
-from mlnb.core.profile import count_numbers, profile
+from mlnb.core.profile import count_numbers
+from mlnb.core.summary import profile
 
 
 def arrays():
@@ -57,7 +58,8 @@ def reference_of(day: pd.DataFrame): return profile(day)
 
 CHILD = """
 import re, sys, time
-from mlnb.core.profile import Profile, profile
+from mlnb.core.profile import Profile
+from mlnb.core.summary import profile
 path, like = sys.argv[1:3]
 known = Profile.from_json(open(like).read()) if like else None
 start = time.process_time()
@@ -97,20 +99,22 @@ def cluster(rows: int):
         import dask.dataframe as dd
         import distributed
     except ImportError: return print("dask: not installed")
-    frame = table(rows, np.random.default_rng(0)).iloc[:, :20]
-    spread = dd.from_pandas(frame, npartitions=16)
-    with dask.config.set(scheduler="synchronous"):
-        start = time.perf_counter()
-        here = profile(spread)
-        alone = time.perf_counter() - start
-    workers = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None)
-    try:
-        with distributed.Client(workers):
+    frame = table(rows, np.random.default_rng(0)).iloc[:, -30:]
+    with tempfile.TemporaryDirectory(prefix="mlnb-bench-") as folder:
+        for i in range(8): frame[i * rows // 8:(i + 1) * rows // 8].to_parquet(f"{folder}/{i}.parquet")
+        spread = dd.read_parquet(folder)
+        with dask.config.set(scheduler="synchronous"):
             start = time.perf_counter()
-            there = profile(spread)
-            both = time.perf_counter() - start
-    finally: workers.close()
-    print(f"Dask, {rows:,} x 20 in 16 partitions: one process {alone:.2f} s, two workers {both:.2f} s (rows are sent to them), the same to the last bit: {here.to_json() == there.to_json()}")
+            here = profile(spread)
+            alone = time.perf_counter() - start
+        workers = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None)
+        try:
+            with distributed.Client(workers):
+                start = time.perf_counter()
+                there = profile(spread)
+                both = time.perf_counter() - start
+        finally: workers.close()
+    print(f"Dask, {rows:,} x 30 in {spread.npartitions} partitions: one process {alone:.2f} s, two workers {both:.2f} s, the same to the last bit: {here.to_json() == there.to_json()}")
 
 
 def log(rows: int):
