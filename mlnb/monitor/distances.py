@@ -14,8 +14,8 @@ from scipy import special, stats
 from ..core.columns import Array
 
 # %% auto #0
-__all__ = ['ks_distance', 'total_variation', 'population_stability', 'jensen_shannon', 'wasserstein', 'groups', 'regroup',
-           'ks_p_value', 'ks_threshold', 'lump', 'Homogeneity', 'homogeneity', 'new_levels_p_value', 'nulls_p_value']
+__all__ = ['ks_distance', 'total_variation', 'population_stability', 'jensen_shannon', 'wasserstein', 'ks_p_value',
+           'ks_threshold', 'lump', 'Homogeneity', 'homogeneity', 'new_levels_p_value', 'nulls_p_value']
 
 # %% ../../nbs/monitor/distances.ipynb #4cb96601
 def _shares(a: Array, b: Array) -> tuple[Array, Array]:
@@ -51,18 +51,6 @@ def wasserstein(points: Array,     # where the mass of each cell lies, increasin
     "Wasserstein-1 distance of masses at points"
     p, q = _shares(a, b)
     return float(np.diff(points) @ abs(np.cumsum(p - q))[:-1])
-
-# %% ../../nbs/monitor/distances.ipynb #6218a189
-def groups(counts: Array,   # of the reference, in fine bins
-           k: int = 16,     # groups
-           ) -> Array:      # the group of each bin: 0, ..., at most k - 1, not decreasing
-    "Neighbouring bins in groups of about equal share"
-    middle = np.cumsum(counts) - counts / 2
-    return np.unique(np.minimum((middle * (k / max(counts.sum(), 1))).astype(int), k - 1), return_inverse=True)[1]
-
-def regroup(counts: Array, group: Array) -> Array:
-    "Counts of the groups"
-    return np.bincount(group, counts, minlength=int(group.max()) + 1)
 
 # %% ../../nbs/monitor/distances.ipynb #69faa9ad
 def ks_p_value(distance: float, n: int, m: int) -> float: # both sizes
