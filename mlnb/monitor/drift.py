@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Deployment, ModelVersion
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'DriftReport', 'Sides', 'join_sides', 'count_window', 'tolerances', 'judge', 'check', 'drift',
-           'answered_last', 'OnDemand', 'deployment_drift']
+__all__ = ['WANDERS', 'TOLERANCE', 'DriftReport', 'listed', 'wandering', 'Sides', 'join_sides', 'count_window', 'tolerances',
+           'judge', 'check', 'drift', 'answered_last', 'OnDemand', 'deployment_drift']
 
 # %% ../../nbs/monitor/drift.ipynb #09178008
 @dataclass(frozen=True, repr=False)
@@ -89,8 +89,8 @@ def _alarms(r: DriftReport) -> list[str]:
     if told: return [f"worst of {len(r.features)}: {told[0]}", *told[1:]]
     return [f"none of {len(r.features)} features moved for certain and by enough to matter; the nearest is {r.features[0].name} ({needs(r.features[0])})"]
 
-# %% ../../nbs/monitor/drift.ipynb #f7c5981d
-def _listed(what: str, items: Iterable[str]) -> list[str]:
+# %% ../../nbs/monitor/drift.ipynb #ea038145
+def listed(what: str, items: Iterable[str]) -> list[str]:
     "One sentence for up to five items, or none"
     shown = list(items)
     return [f"{what}: " + "; ".join(shown[:5]) + (f"; and {len(shown) - 5} more" if len(shown) > 5 else "")] if shown else []
@@ -111,23 +111,24 @@ def _small(f: Feature) -> Aspect | None:
     "The aspect of a quiet feature that is certain but too small to matter"
     return None if f.alarm else max((x for x in f.aspects if x.distance >= x.threshold), key=lambda x: x.distance, default=None)
 
-# %% ../../nbs/monitor/drift.ipynb #04f50631
-def _wandering(f: Feature) -> Aspect | None:
+# %% ../../nbs/monitor/drift.ipynb #364edbec
+WANDERS = "not certain, since windows of the reference itself differ as much (if its rows are not in the order in which they came, say ordered=False)"
+
+def wandering(f: Feature) -> Aspect | None:
     "The aspect of a quiet feature that would be certain and large enough if rows were independent"
     return None if f.alarm else max((x for x in f.aspects if x.wanders and x.distance >= f.tolerance), key=lambda x: x.distance, default=None)
 
-# %% ../../nbs/monitor/drift.ipynb #c88e42e5
+# %% ../../nbs/monitor/drift.ipynb #d41d5f3d
 def _notes(r: DriftReport) -> list[str]:
     "What is reported whether or not it raises an alarm"
     pairs = [(f, r.reference[f.name], r.current[f.name]) for f in r.features if f.aspects and not f.note]
-    return [*_listed("new levels", (f"{f.name} {list_levels(f.new, b.n)}" for f, _, b in pairs if f.new)),
-            *_listed("out of the reference's range", (_beyond(f, a, b) for f, a, b in pairs if f.measures.get("outside"))),
-            *_listed("nulls where the reference has none", (f"{f.name} {percent(b.nulls / b.n)}" for f, a, b in pairs if b.nulls and not a.nulls)),
-            *_listed("all null", (f.name for f, _, b in pairs if b.nulls == b.n)),
-            *_listed("infinite values where the reference has none", (f.name for f, a, b in pairs if _infinite(b) and not _infinite(a))),
-            *_listed("not certain, since windows of the reference itself differ as much (if its rows are not in the order in which they came, say ordered=False)",
-                     (f"{f.name} ({x.what}) {x.distance:.3f}" for f, _, _ in pairs if (x := _wandering(f)))),
-            *_listed("certain but too small to matter", (f"{f.name} ({x.what}) {x.distance:.3f} of {f.tolerance:g}" for f, _, _ in pairs if (x := _small(f))))]
+    return [*listed("new levels", (f"{f.name} {list_levels(f.new, b.n)}" for f, _, b in pairs if f.new)),
+            *listed("out of the reference's range", (_beyond(f, a, b) for f, a, b in pairs if f.measures.get("outside"))),
+            *listed("nulls where the reference has none", (f"{f.name} {percent(b.nulls / b.n)}" for f, a, b in pairs if b.nulls and not a.nulls)),
+            *listed("all null", (f.name for f, _, b in pairs if b.nulls == b.n)),
+            *listed("infinite values where the reference has none", (f.name for f, a, b in pairs if _infinite(b) and not _infinite(a))),
+            *listed(WANDERS, (f"{f.name} ({x.what}) {x.distance:.3f}" for f, _, _ in pairs if (x := wandering(f)))),
+            *listed("certain but too small to matter", (f"{f.name} ({x.what}) {x.distance:.3f} of {f.tolerance:g}" for f, _, _ in pairs if (x := _small(f))))]
 
 # %% ../../nbs/monitor/drift.ipynb #51a6fe50
 class Sides(NamedTuple):
