@@ -52,7 +52,7 @@ bind("Workspace",
      deployments="mlnb.core.registry:deployments", decide="mlnb.core.registry:apply_decision", serve="mlnb.deploy.serve:serve",
      run="mlnb.jupyter.reports:run_report", reports="mlnb.jupyter.reports:reports", conclude="mlnb.jupyter.reports:conclude")
 
-# %% ../nbs/api.ipynb #e0bd2cad
+# %% ../nbs/api.ipynb #02ca167c
 bind("Deployment",
      promote="mlnb.core.registry:promote", rollback="mlnb.core.registry:rollback", history="mlnb.core.registry:history",
      decisions="mlnb.core.registry:decisions", feedback="mlnb.core.events:feedback", predictions="mlnb.core.events:predictions",
@@ -60,7 +60,8 @@ bind("Deployment",
      predict="mlnb.deploy.runtime:predict", serve="mlnb.deploy.serve:serve", score="mlnb.deploy.batch:score",
      precompute="mlnb.deploy.batch:precompute", lookup="mlnb.deploy.batch:lookup",
      drift="mlnb.monitor.drift:deployment_drift", drift_over_time="mlnb.monitor.timeline:deployment_timeline", impact="mlnb.monitor.impact:deployment_impact",
-     performance="mlnb.monitor.performance:deployment_performance", estimate="mlnb.monitor.deployed:deployment_estimate",
+     harm="mlnb.monitor.deployed:deployment_harm", multivariate_drift="mlnb.monitor.multivariate:deployment_multivariate_drift", drift_segments="mlnb.monitor.segments:deployment_segments",
+     performance="mlnb.monitor.performance:deployment_performance", estimate="mlnb.monitor.deployed:deployment_estimate", performance_segments="mlnb.monitor.deployed:deployment_weakness",
      retrain="mlnb.update.retrain:retrain")
 
 # %% ../nbs/api.ipynb #e570d892

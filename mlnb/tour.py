@@ -284,7 +284,7 @@ def update(dep: Deployment, month: str, seed: int) -> dict[str, Any]: # retraine
 def watch(dep: Deployment, month: str) -> dict[str, Any]: # drifted: features and outputs, most first; drift_page
     "At the end of a month: its drift report"
     since, until = (str(t.date()) for t in month_of(month))
-    run = dep.ws.run("drift", deployment=dep.name, since=since, until=until, harm=False, chunk="MS", progress=False)
+    run = dep.ws.run("drift", deployment=dep.name, since=since, until=until, harm=False, segments=False, multivariate=False, chunk="MS", progress=False)
     return {"drifted": [row["feature"] for row in run.result["table"] if row["alarm"]], "drift_page": page_of(run)}
 
 # %% ../nbs/tour.ipynb #dc2ffc45

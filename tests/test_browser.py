@@ -212,6 +212,26 @@ def test_since_when(page: Any, shots: Path) -> None:
     assert shown(panel) == first
 
 
+def test_what_one_asks_next(page: Any, shots: Path) -> None:
+    panel = page.locator(".mlnb-panel").first
+    panel.get_by_label("Window", exact=True).select_option(label="July 2013")
+    panel.get_by_text("1 Jul 2013 to 31 Jul 2013").first.wait_for()
+    before = first = shown(panel)
+    for view, text in (("Does it hurt?", "moves an answer by"), ("In which slices?", "explained by"), ("Between columns?", "moved by itself")):
+        panel.get_by_role("button", name=view).click()
+        before = changed(page, panel, before)
+        panel.locator("th", has_text=text).first.wait_for()
+        page.screenshot(path=shots / f"drift-panel-{view[:-1].lower().replace(' ', '-')}.png")
+        fits(page, panel)
+    paint(page, "Dark")
+    page.set_viewport_size({"width": 760, "height": 1300})
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "drift-panel-between-columns-dark.png")
+    fits(page, panel)
+    panel.get_by_role("button", name="This window").click()
+    assert changed(page, panel, before) == first and not panel.get_by_text("This did not work").count()
+
+
 def test_performance_panel(opened: Any, shots: Path) -> None:
     page = opened("performance")
     panel = page.locator(".mlnb-panel").first
@@ -223,9 +243,13 @@ def test_performance_panel(opened: Any, shots: Path) -> None:
     panel.locator(".mlnb-list select").last.select_option(index=1)
     third = changed(page, panel, second)
     panel.get_by_role("button", name="Before the labels").click()
-    changed(page, panel, third)
+    fourth = changed(page, panel, third)
     idle(page)
     page.screenshot(path=shots / "performance-panel-estimated.png")
+    fits(page, panel)
+    panel.get_by_role("button", name="Where is it worst?").click()
+    changed(page, panel, fourth)
+    page.screenshot(path=shots / "performance-panel-worst.png")
     fits(page, panel)
     page.set_viewport_size({"width": 1000, "height": 1150})
     paint(page, "Dark")

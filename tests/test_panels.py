@@ -193,14 +193,14 @@ def test_read_only_workspace(dep) -> None:
 def test_since_when_is_another_view_of_the_same_panel(dep) -> None:
     panel = panels.drift(dep)
     window, first, head = panel.report, source(panel), panel.ui.head.value
-    assert panel.ui.chunk.layout.display == "none" and panel.ui.course.layout.display == "none"
+    assert panel.ui.chunk.layout.display == "none" and panel.ui.whole.layout.display == "none"
     panel.ui.view.value = "Since when?"
     assert type(panel.report).__name__ == "TimelineReport" and "1 Mar 2013 00:00 to 9 May 2013 23:00 UTC" in panel.ui.head.value and "1,400 predictions" in panel.ui.head.value
     assert re.search(r"temp drifted in \d of 10 chunks, from 2013-0\d-\d\d to 2013-05-03", panel.ui.head.value) and panel.ui.chunk.layout.display == ""
-    assert "data:image/png" in panel.ui.course.value and [s.layout.display for s in panel.ui.sides] == ["none", "none"]
+    assert "data:image/png" in panel.ui.whole.value and [s.layout.display for s in panel.ui.sides] == ["none", "none"]
     assert "Drift of each feature by chunk" in panel.snapshot() and "All of them" not in panel.snapshot()
     panel.ui.view.value = "This window"
-    assert panel.report is window and (source(panel), panel.ui.head.value) == (first, head) and panel.ui.course.layout.display == "none"
+    assert panel.report is window and (source(panel), panel.ui.head.value) == (first, head) and panel.ui.whole.layout.display == "none"
 
 
 def test_the_course_is_made_when_it_is_asked_for(dep, monkeypatch: pytest.MonkeyPatch) -> None:

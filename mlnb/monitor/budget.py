@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..core.errors import ParameterError
 
 # %% auto #0
-__all__ = ['USUAL', 'UNITS', 'Budget', 'read_budget', 'length_in_days', 'per_check', 'spending']
+__all__ = ['USUAL', 'UNITS', 'Budget', 'read_budget', 'length_in_days', 'per_check', 'share', 'spending']
 
 # %% ../../nbs/monitor/budget.ipynb #71463ded
 class Budget(NamedTuple):
@@ -53,6 +53,11 @@ def per_check(budget: Budget,
               ) -> float:   # expected false alarms
     "What one check may spend"
     return budget.alarms / budget.per * (every if budget.days else 1.0)
+
+# %% ../../nbs/monitor/budget.ipynb #7cbebdc1
+def share(budget: Budget, looks: int) -> Budget:
+    "What each of several looks may spend"
+    return budget._replace(alarms=budget.alarms / looks)
 
 # %% ../../nbs/monitor/budget.ipynb #0055db1f
 def spending(budget: Budget, alarms: float, # of one check

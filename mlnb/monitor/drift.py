@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WANDERS', 'TOLERANCE', 'DriftReport', 'listed', 'wandering', 'Sides', 'join_sides', 'count_window', 'tolerances',
-           'judge', 'check', 'drift', 'answered_last', 'OnDemand', 'deployment_drift']
+           'judge', 'check', 'drift', 'answered_last', 'OnDemand', 'deployment_drift', 'both_tables']
 
 # %% ../../nbs/monitor/drift.ipynb #09178008
 @dataclass(frozen=True, repr=False)
@@ -331,3 +331,19 @@ def deployment_drift(dep: Deployment,
     report = check(Sides(known, window, {}), allowed, tolerance, days, ordered)
     def rows(name: str) -> Any: return _own([report[name]], report.current, predictions(dep, since, until, columns=[name])).get(name)
     return replace(report, own=OnDemand(rows))
+
+# %% ../../nbs/monitor/drift.ipynb #16678cdb
+def both_tables(dep: Deployment,
+                since: TimeLike | None = None,        # the window
+                until: TimeLike | None = None,
+                columns: Iterable[str] | None = None, # features; all by default
+                ) -> tuple[pd.DataFrame, pd.DataFrame]: # raises ParameterError if the training rows were not kept
+    "The training rows of the version that answered, and the rows that it answered"
+    from mlnb.core.events import predictions
+    version = answered_last(dep, until)
+    trained, names = version.training_data(), list(version.schema.names if columns is None else columns)
+    _check_columns(names, version.schema.names, version.schema.names)
+    if trained is None: raise ParameterError(f"the training rows of {version.label} were not kept, so no window can be compared with them row by row; register with keep_data=True")
+    logged = predictions(dep, since, until, columns=["at", *names])
+    def in_order(frame: pd.DataFrame) -> pd.DataFrame: return frame.sort_values("at", kind="stable") if "at" in frame else frame
+    return in_order(trained)[names], in_order(logged)[names]
