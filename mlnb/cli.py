@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['app', 'Where', 'Json', 'Since', 'Until', 'Budget', 'grid', 'frame_grid', 'painted', 'end', 'judge', 'command', 'main',
            'workspace', 'read_frame', 'Kind', 'contents', 'open_', 'ls', 'register', 'promote', 'read_token', 'serve',
-           'score', 'feedback', 'number', 'drift', 'performance', 'templates_of', 'pairs', 'report', 'tour']
+           'score', 'feedback', 'number', 'drift', 'harm', 'performance', 'templates_of', 'pairs', 'report', 'tour']
 
 # %% ../nbs/cli.ipynb #f413668e
 def grid(columns: Iterable[str],            # the heads
@@ -335,6 +335,15 @@ def drift(what: Annotated[str, typer.Argument(metavar="DEPLOYMENT|REFERENCE", he
     if current is not None: found = d.drift(read_frame(Path(what)), read_frame(current), **limits)
     else: found = d.deployment_drift(workspace(where, read_only=True).deployment(what), since, until, **limits)
     judge(found, as_json, found.table()["feature kind aspect distance threshold tolerance p_value alarm unseen outside".split()])
+
+# %% ../nbs/cli.ipynb #60d15895
+@command("harm", "mlnb harm delays --since 2013-07-01 --until 2013-08-01")
+def harm(deployment: str, since: Since = None, until: Until = None,
+         chunk: Annotated[str, typer.Option(help="The stretches in which the answers are judged: D, 7D, MS (month), ... as pandas says.")] = "7D",
+         budget: Budget = None, where: Where = "work", as_json: Json = False) -> None:
+    "Did the data drift, and does it hurt? Exit code 1 if it does, or if nobody can know yet"
+    from mlnb.monitor.deployed import deployment_harm
+    judge(deployment_harm(workspace(where, read_only=True).deployment(deployment), since, until, chunk=chunk, budget=number(budget)), as_json)
 
 # %% ../nbs/cli.ipynb #900a4c8e
 def _judged(dep: Any, since: str | None, until: str | None, chunk: Any, **options: Any) -> Any:

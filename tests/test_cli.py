@@ -20,7 +20,7 @@ import skops.io
 from mlnb import cli
 from sklearn.linear_model import LogisticRegression
 
-COMMANDS = ["tour", "open", "register", "promote", "serve", "score", "feedback", "drift", "performance", "report", "ls"]
+COMMANDS = ["tour", "open", "register", "promote", "serve", "score", "feedback", "drift", "harm", "performance", "report", "ls"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def mlnb(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 @pytest.mark.parametrize("args,code", [
     ((), 0), (("--help",), 0), (("--version",), 0), (("ls",), 0), (("report", "--list"), 0), (("report",), 0), (("report", "--path", "drift"), 0),
-    (("drift", "delays", "--until", "2013-03-10"), 0), (("drift", "delays", "--since", "2013-03-20"), 1), (("performance", "delays"), 0),
+    (("drift", "delays", "--until", "2013-03-10"), 0), (("drift", "delays", "--since", "2013-03-20"), 1), (("harm", "delays", "--until", "2013-03-10"), 0), (("harm", "delays", "--since", "2013-03-20"), 1), (("harm", "delays", "--chunk", "fortnight"), 2), (("performance", "delays"), 0),
     (("drift", "reference.parquet", "reference.parquet"), 0), (("drift", "reference.parquet", "current.parquet"), 1),
     (("drift", "reference.parquet", "current.parquet", "--tolerance", "0.99"), 0),
     (("drift", "delays", "--over", "7D"), 1), (("drift", "delays", "--over", "7D", "--until", "2013-03-10"), 0), (("drift", "delays", "--over", "100"), 1),

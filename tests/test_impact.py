@@ -1,13 +1,19 @@
 "What a drift does to the answers: against linear models, whose answer is known; and the verdicts"
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 
-from mlnb.core.errors import ParameterError
+import mlnb
+from mlnb.core.errors import MlnbError, ParameterError
+from mlnb.core.events import feedback, log_predictions
 from mlnb.core.profile import profile
+from mlnb.core.registry import Deployment
 from mlnb.monitor.drift import drift
 from mlnb.monitor.impact import as_it_was, harm, impact, quantiles, verdict_of
 
@@ -121,3 +127,46 @@ def test_verdicts(window, realised, verdict, alarm):
 def test_every_combination_has_a_verdict():
     found = {(d, h, k): verdict_of(d, h, k) for d in (False, True) for h in (False, True) for k in (False, True)}
     assert len(set(found.values())) == 5 and found[True, False, False] == "drift, harm not known yet"
+
+
+# A deployment: what it can be asked depends on what is known
+
+def asked_of(path: Path, *, turn: bool, scores: bool = True, labels: float = 1.0, keep: bool = True) -> Deployment:
+    "A new deployment whose wind drifts up; with `turn` the world turns round as well. `labels`: share of the answers that get one"
+    rng = np.random.default_rng(7)
+    def days(start: str, n: int, sign: int, shift: float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
+        X = pd.DataFrame({"wind": rng.normal(10 + shift, 3, 250 * n), "night": rng.integers(0, 2, 250 * n)})
+        return X, rng.random(len(X)) < 1 / (1 + np.exp(-sign * (X["wind"] - 10) / 2)), pd.Series(pd.date_range(start, periods=len(X), freq=f"{1440 / 250}min", tz="UTC"))
+    X, y, at = days("2013-01-01", 40, 1, 0)
+    model = (LogisticRegression() if scores else LinearSVC()).fit(X, y)
+    ws = mlnb.open(path)
+    dep = ws.deploy("late", ws.register("late", model, X, y, time=at, at="2013-02-10", keep_data=keep), at="2013-02-10")
+    X, y, at = days("2013-02-10", 14, -1 if turn else 1, 2)
+    ids = log_predictions(dep, X, dep.champion.predict(X), at=at)
+    got = rng.random(len(X)) < labels
+    if got.any(): feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at + pd.Timedelta("2h")})[got])
+    return dep
+
+
+@pytest.mark.parametrize("turn,labels,verdict", [(False, 1., "drift without harm"), (True, 1., "drift with harm"), (False, .1, "drift without harm"), (True, .1, "drift with harm"), (False, 0, "drift without harm")])
+def test_harm_of_a_deployment_without_a_past(tmp_path, turn, labels, verdict):
+    "There is no stretch before the window to compare labels with, so the estimate takes what is usual from the training rows"
+    report = asked_of(tmp_path, turn=turn, labels=labels).harm("2013-02-10")
+    assert report.verdict == verdict and set(report.drift.drifted) == {"wind", "score", "prediction"} and report.estimated is not None, report
+    assert report.alarm == turn and report.impact.table()["feature"].iloc[0] in ("wind", "(all that drifted)")
+
+
+def test_harm_says_what_cannot_be_known(tmp_path):
+    report = asked_of(tmp_path, turn=False, scores=False, keep=False, labels=0).harm("2013-02-10")
+    said = "\n".join(report.reasons)
+    assert report.verdict == "drift, harm not known yet" and report.alarm
+    assert "impact: late v1 gives labels only, and no scores that could move" in said and "estimated performance: there is no reference for an estimate" in said
+
+
+def test_slices_and_pairs_need_the_training_rows(tmp_path):
+    dep = asked_of(tmp_path / "kept", turn=False)
+    assert dep.drift_segments("2013-02-10").table()["of"].iloc[0] == "wind" and dep.multivariate_drift("2013-02-10").alarm
+    lost = asked_of(tmp_path / "lost", turn=False, keep=False)
+    for ask in (lost.drift_segments, lost.multivariate_drift):
+        with pytest.raises(ParameterError, match=r"the training rows of late v1 were not kept.*register with keep_data=True"): ask("2013-02-10")
+    with pytest.raises(MlnbError, match="there is no column 'wnid'"): dep.drift_segments(columns=["wnid"])

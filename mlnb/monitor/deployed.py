@@ -251,13 +251,14 @@ def attempt(judge: Callable[..., T], *args: Any, tell: Callable[[str], object] |
     except MlnbError as e: (tell or _print)(str(e))
     return None
 
-# %% ../../nbs/monitor/deployed.ipynb #9d0035be
+# %% ../../nbs/monitor/deployed.ipynb #321707f4
 ENOUGH = .9  # share of answers with a label, from which no estimate is needed
 
 def _estimate_unless_labelled(dep: Deployment, measured: PerformanceReport | None, since: TimeLike | None, until: TimeLike | None, chunk: str, budget: float,
                               tell: Callable[[str], object]) -> EstimateReport | None: # of the last chunks
-    "An estimate, if there are too few labels"
-    if measured is not None:
+    "An estimate, if there are too few labels, or nothing to compare them with"
+    from mlnb.monitor.impact import has_verdict
+    if measured is not None and has_verdict(measured):
         stretches = measured.table().drop_duplicates("chunk")
         labelled, n = int(stretches["labelled"].sum()), int(stretches["n"].sum())
         if labelled >= ENOUGH * n:

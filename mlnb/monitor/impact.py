@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Deployment
 
 # %% auto #0
-__all__ = ['ALL', 'Verdict', 'quantiles', 'as_it_was', 'ImpactReport', 'impact', 'plot_impact', 'deployment_impact', 'verdict_of',
-           'HarmReport', 'harm']
+__all__ = ['ALL', 'Verdict', 'quantiles', 'as_it_was', 'ImpactReport', 'impact', 'plot_impact', 'deployment_impact',
+           'has_verdict', 'verdict_of', 'HarmReport', 'harm']
 
 # %% ../../nbs/monitor/impact.ipynb #fc76b63d
 def quantiles(p: NumericProfile,
@@ -227,11 +227,11 @@ def deployment_impact(dep: Deployment,
     report = deployment_drift(dep, since, until) if drift is None else drift
     return impact(predict, report, rows, labels=version.task != "regression", max_rows=max_rows, seed=seed)
 
-# %% ../../nbs/monitor/impact.ipynb #34540ae7
+# %% ../../nbs/monitor/impact.ipynb #bd70679f
 Verdict = Literal["no drift", "drift without harm", "drift with harm", "harm without drift", "drift, harm not known yet"]
 
-def _measured(report: Any) -> bool:
-    "Did a report on performance find any number that counts?"
+def has_verdict(report: Any) -> bool:
+    "Did a report on performance find any number that counts, and that could have raised an alarm?"
     if report is None: return False
     table = report.table()
     value = next((c for c in ("value", "estimate") if c in table), None)
@@ -274,14 +274,14 @@ class HarmReport(Result):
     def to_dict(self) -> dict[str, Any]: return super().to_dict() | {"verdict": self.verdict}
     def plot(self) -> Figure: return self.drift.plot() if self.impact is None else self.impact.plot()
 
-# %% ../../nbs/monitor/impact.ipynb #f2688e28
+# %% ../../nbs/monitor/impact.ipynb #6083f270
 def _why(h: HarmReport) -> list[str]:
     "What each witness says"
     says = []
     for name, report in (("realised performance", h.realised), ("estimated performance", h.estimated)):
         if report is None: says.append(f"{name}: {h.unknown.get(name, 'not asked')}")
         elif _harmed(report): says.append(f"{name} is worse: {report.reasons[0]}")
-        elif _measured(report): says.append(f"{name} is within its thresholds")
+        elif has_verdict(report): says.append(f"{name} is within its thresholds")
         else: says.append(f"{name}: there is nothing that could have raised an alarm; learn thresholds from a reference, or give limits")
     features = f"{len(h.drift.drifted)} of {len(h.drift.features)} features drifted" + (f": {', '.join(h.drift.drifted[:5])}{', ...' if len(h.drift.drifted) > 5 else ''}" if h.drift.drifted else "")
     if "impact" in h.unknown: says.append(f"impact: {h.unknown['impact']}")
@@ -293,4 +293,4 @@ def harm(drift: DriftReport,
          realised: Any = None,                # what `performance` found, or None
          ) -> HarmReport:
     "Does the drift hurt?"
-    return HarmReport(verdict_of(drift.alarm, _harmed(estimated) or _harmed(realised), _measured(estimated) or _measured(realised)), drift, impact, estimated, realised)
+    return HarmReport(verdict_of(drift.alarm, _harmed(estimated) or _harmed(realised), has_verdict(estimated) or has_verdict(realised)), drift, impact, estimated, realised)
