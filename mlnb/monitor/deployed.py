@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'LATEST', 'MOST', 'LEAST', 'FITTED', 'ENOUGH', 'Span', 'span', 'window_edges', 'usual_window', 'latest',
+__all__ = ['T', 'LATEST', 'MOST', 'LEAST', 'FITTED', 'ENOUGH', 'BRIEF', 'Span', 'span', 'window_edges', 'usual_window', 'latest',
            'chunk_budget', 'learned_until', 'ripe_rows', 'answered_by', 'later_rows', 'held_out', 'reference_rows',
            'window_rows', 'proba_columns', 'deployment_estimate', 'deployment_weakness', 'attempt', 'deployment_harm',
            'Together']
@@ -285,7 +285,9 @@ def deployment_harm(dep: Deployment,
     estimated = _estimate_unless_labelled(dep, measured, since, until, chunk, allowed, note("estimated performance"))
     return replace(harm(report, effects, estimated, measured), unknown=unknown)
 
-# %% ../../nbs/monitor/deployed.ipynb #b3420639
+# %% ../../nbs/monitor/deployed.ipynb #454db57f
+BRIEF = 3  # sentences of each of the other sides, which has its own place in a report
+
 @dataclass(repr=False)
 class Together(Result):
     "Several judgements as one"
@@ -300,7 +302,7 @@ class Together(Result):
     @property
     def alarm(self) -> bool: return bool(self.main.alarm) or any(r.alarm for r in self.others.values()) # type: ignore[override]
     @property
-    def reasons(self) -> list[str]: return [*self.main.reasons, *(f"{side}: {t}" for side, r in self.others.items() for t in r.reasons)] # type: ignore[override]
+    def reasons(self) -> list[str]: return [*self.main.reasons, *(f"{side}: {t}" for side, r in self.others.items() for t in r.reasons[:BRIEF])] # type: ignore[override]
     def table(self) -> pd.DataFrame: return self.main.table()
     def to_dict(self) -> dict[str, Any]: return super().to_dict() | {"others": {side: r.to_dict() for side, r in self.others.items()}}
     def plot(self) -> Figure: return self.main.plot()

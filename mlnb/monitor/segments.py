@@ -298,7 +298,7 @@ def drift_segments(reference: Any,                       # a table (anything tha
     rows = order[["slice", "of", "distance", "least", "p_value", "rows_reference", "rows_current", "alarm", "explained"]].reset_index(drop=True)
     return SegmentReport(rows, len(counted.slices.names), counted.slices.small, alarms, tolerance, min_rows, left | lost)
 
-# %% ../../nbs/monitor/segments.ipynb #38fef800
+# %% ../../nbs/monitor/segments.ipynb #64caaa9b
 def _told(r: Any) -> str:
     "One slice in words"
     what = "everywhere" if r.slice == "all rows" else f"where {r.slice}"
@@ -312,7 +312,7 @@ def looked_at(slices: int, tests: int, small: int, min_rows: int) -> str:
 def _reasons(r: SegmentReport) -> list[str]:
     "The worst slices in words"
     found = r.rows[r.rows["alarm"]]
-    told = [_told(x) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slices"] * (len(found) > 5)
+    told = [_told(x) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slice{'s' * (len(found) > 6)}"] * (len(found) > 5)
     near = "no slice moved for certain, by enough to matter and by more than its parents" + (f"; the nearest is {_told(next(r.rows.head(1).itertuples()))}" if len(r.rows) else "")
     return [*(told or [near]), *list(r.left.values())[:5], looked_at(r.slices, len(r.rows), r.small, r.min_rows)]
 

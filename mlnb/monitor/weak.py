@@ -240,7 +240,7 @@ def performance_segments(frame: Any,                          # one row a predic
     tallies, left = tally_slices(known, [v - centre for v in values], by, [str(c) for c in but], depth, min_rows, ordered)
     return _report(tallies, losses, centre, reference is not None, 1 - level, tolerance, min_rows, left)
 
-# %% ../../nbs/monitor/weak.ipynb #e78db601
+# %% ../../nbs/monitor/weak.ipynb #e5e2d77f
 def _told(r: Any, report: WeaknessReport) -> str:
     "One slice in words"
     where = "everywhere" if r.slice == "all rows" else f"where {r.slice}"
@@ -251,7 +251,7 @@ def _told(r: Any, report: WeaknessReport) -> str:
 def _reasons(r: WeaknessReport) -> list[str]:
     "The worst slices in words"
     found = r.rows[r.rows["alarm"]]
-    told = [_told(x, r) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slices"] * (len(found) > 5)
+    told = [_told(x, r) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slice{'s' * (len(found) > 6)}"] * (len(found) > 5)
     near = f"no slice is worse than {r.against} for certain, by enough to matter and by more than its parents" + (f"; the nearest is {_told(next(r.rows.head(1).itertuples()), r)}" if len(r.rows) else "")
     return [*(told or [near]), f"{r.metric} of all rows is {r.overall:.3f}", *list(r.left.values())[:5], looked_at(r.slices, len(r.rows), r.small, r.min_rows)]
 
