@@ -629,7 +629,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.jupyter.board.Panel.facts': ('jupyter/board.html#panel.facts', 'mlnb/jupyter/board.py'),
                                     'mlnb.jupyter.board.Panel.found': ('jupyter/board.html#panel.found', 'mlnb/jupyter/board.py'),
                                     'mlnb.jupyter.board.Panel.head': ('jupyter/board.html#panel.head', 'mlnb/jupyter/board.py'),
-                                    'mlnb.jupyter.board.Panel.look': ('jupyter/board.html#panel.look', 'mlnb/jupyter/board.py'),
                                     'mlnb.jupyter.board.Panel.params': ('jupyter/board.html#panel.params', 'mlnb/jupyter/board.py'),
                                     'mlnb.jupyter.board.Panel.parts': ('jupyter/board.html#panel.parts', 'mlnb/jupyter/board.py'),
                                     'mlnb.jupyter.board.Panel.show': ('jupyter/board.html#panel.show', 'mlnb/jupyter/board.py'),

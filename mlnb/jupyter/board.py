@@ -240,7 +240,7 @@ def whole(look: Look, report: Result, window: str, # in words
     table = look.table(report)
     return picture(report.plot(), f"{look.shows}, {window}") + html_table(table, 12) if len(table) else ""
 
-# %% ../../nbs/jupyter/board.ipynb #3806bd6b
+# %% ../../nbs/jupyter/board.ipynb #4743c0a3
 class Panel(Live):
     "A deployment, a window and a verdict; shows itself at the end of a cell"
     name = "report"              # of the report behind the button
@@ -274,8 +274,6 @@ class Panel(Live):
     def window(self) -> tuple[pd.Timestamp, pd.Timestamp]: return chosen_window(self) # [since, until)
     @property
     def covered(self) -> tuple[pd.Timestamp, pd.Timestamp]: return self.window # what the judgement is about
-    @property
-    def look(self) -> Look | None: return self.looks.get(self.ui.view.value) # type: ignore[override]
     @property
     def chunked(self) -> bool: return bool(self.look and self.look.chunked) # does the length of chunks matter for what is shown?
     @property
@@ -363,7 +361,7 @@ def refill(panel: Panel,
     put(panel, **values)
     choose(panel, kept if kept in {v for new in lines.values() for _, v in new} else default)
 
-# %% ../../nbs/jupyter/board.ipynb #d9ca1932
+# %% ../../nbs/jupyter/board.ipynb #e7764b59
 T = TypeVar("T")
 
 def once(panel: Panel, key: Any, make: Callable[[], T]) -> T:
@@ -380,7 +378,8 @@ def _fill_body(panel: Panel) -> None:
 
 def _judge(panel: Panel) -> None:
     "As `judge`, by one thread at a time"
-    ui, look = panel.ui, panel.look
+    ui = panel.ui
+    look = panel.look = panel.looks.get(ui.view.value)
     ui.range.layout.display = "" if ui.window.value == CUSTOM else "none"
     ui.chunk.layout.display = "" if panel.chunked else "none"
     ui.head.value, panel.report = f'<div style="opacity:.4">{ui.head.value}</div>', None
