@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.signal import lfilter
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from mlnb.core.course import groups, regroup
 from mlnb.core.profile import NumericProfile, profile
@@ -67,6 +67,18 @@ def test_false_alarms_of_columns_of_all_kinds_whose_rows_depend_on_each_other(ki
     rng, n, m, level, found = np.random.default_rng(1), 2_000, 500, .01, []
     for _ in range(10):
         rows = pd.DataFrame(KINDS[kind](series(rng, .8, n + m, 50), rng)).add_prefix("x")
+        known = profile(rows[:n])
+        window = profile(rows[n:], like=known)
+        found += [compare(c, known[c], window[c], .05, 0.0).p_value for c in rows]
+    assert np.mean(np.array(found) <= level) <= level + 3 * math.sqrt(level / len(found))
+
+
+@pytest.mark.parametrize("levels", [12, 40])
+def test_false_alarms_of_many_levels_that_follow_a_slow_series(levels):
+    "Few directions carry nearly all of the variance, which makes the tail heavy"
+    rng, n, m, level, found = np.random.default_rng(levels), 10_000, 1_000, .005, []
+    for _ in range(20):
+        rows = pd.DataFrame(np.char.add("l", np.floor(ndtr(series(rng, .9, n + m, 50)) * levels).astype(int).astype(str))).add_prefix("x")
         known = profile(rows[:n])
         window = profile(rows[n:], like=known)
         found += [compare(c, known[c], window[c], .05, 0.0).p_value for c in rows]

@@ -54,12 +54,13 @@ def wave_parts(series: Array,                # shape (blocks, q): block means, c
     rest = series[1:] - r * series[:-1] if r else series
     return cosines(len(rest), min(waves, len(rest) // 2)) @ rest / (1 - r)
 
-# %% ../../nbs/monitor/dependence.ipynb #1fca2703
+# %% ../../nbs/monitor/dependence.ipynb #fbad629c
 class Effect(NamedTuple):
     "How a reference varies along its rows, for one statistic"
-    factor: float         # variance in units of that of independent rows
+    factor: float         # variance in units of that of independent rows; of a chi-square statistic the mean over its directions
     freedom: float        # degrees of freedom of that figure
-    share: float = 1.0    # of the degrees of freedom of a chi-square statistic that count; see `cell_effect`
+    square: float = 1.0   # the mean of the squares over the directions, see `cell_effect`
+    cube: float = 1.0     # and that of the cubes
     known: int = 0        # in how many directions: cells of the course less one
 
 NONE = Effect(1.0, math.inf)  # rows taken as independent, for a reference without a course
@@ -109,21 +110,35 @@ def is_grouped(course: Array) -> bool:
     runs = (np.diff(there.astype(int), prepend=0, axis=0) == 1).sum(0)
     return blocks >= 8 and bool((runs <= 1).all()) and int(there.sum()) < blocks + cells
 
-# %% ../../nbs/monitor/dependence.ipynb #f0cce2b8
+# %% ../../nbs/monitor/dependence.ipynb #9ff4f22e
+def _power_sums(parts: Array) -> tuple[float, float, float]: # parts: shape (j, q), j > 2
+    "The sums of the eigenvalues of a covariance, of their squares and of their cubes, without bias"
+    small, j = parts @ parts.T / len(parts), len(parts)  # the same traces as those of the q x q covariance
+    twice = small @ small
+    a, b, c = float(np.trace(small)), float(np.trace(twice)), float((twice * small).sum())
+    square = (b - a**2 / j) * j * j / ((j - 1) * (j + 2))
+    return a, square, (c - 3 / j * a * b + 2 / j**2 * a**3) * j**4 / ((j - 1) * (j - 2) * (j + 2) * (j + 4))
+
+# %% ../../nbs/monitor/dependence.ipynb #91821470
+def _possible(total: float, square: float, cube: float, k: int) -> tuple[float, float, float]:
+    "Power sums that k numbers above zero can have"
+    square = min(max(square, total**2 / k), total**2)
+    return total, square, min(max(cube, square**2 / total), square**1.5)
+
 def cell_effect(course: Array, waves: int, # as for `effect`
                 correlation: float,        # of neighbouring blocks, for the slowest direction: that of the location
                 ) -> Effect:
     "The design effect of a chi-square statistic over the cells"
     course = course[course.sum(1) > 0][:, course.sum(0) > 0]
-    k = course.shape[1]
-    if len(course) < 8 or k < 2: return NONE
+    k = course.shape[1] - 1
+    if len(course) < 8 or k < 1: return NONE
     shares = course.sum(0) / course.sum()
     series, _, rows = _means(course, np.diag(1 / np.sqrt(shares)))
-    parts = wave_parts(series, waves, correlation)
-    inner, j = parts @ parts.T * (rows / len(parts)), len(parts)
-    total = float(np.trace(inner))
-    square = max((float((inner**2).sum()) - total**2 / j) * j * j / max((j - 1) * (j + 2), 1), total**2 / (k - 1))
-    return Effect(total / (k - 1), j, min(1.0, total**2 / square / (k - 1)), k - 1) if total > 0 else NONE
+    parts = wave_parts(series, waves, correlation) * math.sqrt(rows)
+    total, square, cube = _power_sums(parts)
+    if not total > 0: return NONE
+    total, square, cube = _possible(total, square, cube, k)
+    return Effect(total / k, len(parts), square / k, cube / k, k)
 
 # %% ../../nbs/monitor/dependence.ipynb #f8aca681
 def _bounded(factor: float, n: int, m: int) -> float:
@@ -140,15 +155,26 @@ def widen(p: float,           # two-sided, for independent rows
     z = -float(special.ndtri(max(p, 1e-300) / 2)) if z is None else abs(z)
     return max(p, 2 * float(special.stdtr(e.freedom, -z / math.sqrt(_bounded(e.factor, n, m)))))
 
-# %% ../../nbs/monitor/dependence.ipynb #ce5125b6
+# %% ../../nbs/monitor/dependence.ipynb #92ed7308
+def _all_directions(e: Effect, k: int) -> tuple[float, float, float]: # sums of the design effects, their squares and their cubes
+    "What k directions have, of which a course shows fewer"
+    if k <= e.known: return _possible(e.factor * k, e.square * k, e.cube * k, k)
+    more = k / e.known
+    first, second, third = (e.factor - 1) * k, (e.square - 2 * e.factor + 1) * k * more, (e.cube - 3 * e.square + 3 * e.factor - 1) * k * more**2
+    return _possible(k + first, k + 2 * first + second, k + 3 * first + 3 * second + third, k)
+
+# %% ../../nbs/monitor/dependence.ipynb #d67d0d86
 def widen_chi_square(p: float, statistic: float, cells: int, # of a test of homogeneity for independent rows
                      e: Effect,                              # from `cell_effect`
                      n: int, m: int,
                      ) -> float:                             # at least `p`
     "The same for a chi-square statistic"
-    if not math.isfinite(e.freedom) or cells < 2: return p
-    freedom = min(cells - 1, e.known) * e.share + max(cells - 1 - e.known, 0) * e.share**4
-    return max(p, float(special.fdtrc(freedom, e.freedom * freedom, statistic / ((cells - 1) * _bounded(e.factor, n, m)))))
+    if not math.isfinite(e.freedom) or cells < 2 or not e.known: return p
+    total, square, cube = _all_directions(e, cells - 1)
+    freedom, factor = square**3 / cube**2, total / (cells - 1)
+    from_mean = statistic * factor / _bounded(factor, n, m) - total
+    ratio = 1 + from_mean / math.sqrt(square * freedom)
+    return max(p, float(special.fdtrc(freedom, e.freedom * max(1.0, freedom**2 / (cells - 1)), max(ratio, 0.0))))
 
 # %% ../../nbs/monitor/dependence.ipynb #6d8da9b1
 def reach(level: float, e: Effect, n: int, m: int) -> float:
