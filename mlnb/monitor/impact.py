@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Deployment
 
 # %% auto #0
-__all__ = ['ALL', 'Verdict', 'quantiles', 'as_it_was', 'ImpactReport', 'impact', 'plot_impact', 'deployment_impact',
-           'has_verdict', 'verdict_of', 'HarmReport', 'harm']
+__all__ = ['ALL', 'Verdict', 'quantiles', 'as_it_was', 'ImpactReport', 'impact', 'plot_impact', 'deployment_impact', 'verdict_of',
+           'has_verdict', 'HarmReport', 'harm']
 
 # %% ../../nbs/monitor/impact.ipynb #fc76b63d
 def quantiles(p: NumericProfile,
@@ -65,7 +65,7 @@ def _numbers_back(values: pd.Series, p: NumericProfile, rng: np.random.Generator
     times = pd.Series(pd.to_datetime(np.round(back * 1e6), unit="us", utc=True), index=values.index)
     return times if getattr(values.dtype, "tz", None) is not None or values.dtype.kind != "M" else times.dt.tz_localize(None)
 
-# %% ../../nbs/monitor/impact.ipynb #e053bc35
+# %% ../../nbs/monitor/impact.ipynb #3c643842
 def _targets(shares: Array, n: int) -> Array: # shares of any sum, shape (levels,)
     "Whole numbers of rows with the given shares, n in all"
     exact = shares / shares.sum() * n
@@ -73,6 +73,7 @@ def _targets(shares: Array, n: int) -> Array: # shares of any sum, shape (levels
     whole[np.argsort(whole - exact, kind="stable")[:n - int(whole.sum())]] += 1
     return whole
 
+# %% ../../nbs/monitor/impact.ipynb #392b7f2c
 def _shares(have: Array, names: list[str], p: CategoricalProfile) -> Array: # have: rows of each level, nulls last
     "What the reference has of each level; strangers keep what it has of levels that it does not name"
     known = tally(p)
@@ -80,7 +81,7 @@ def _shares(have: Array, names: list[str], p: CategoricalProfile) -> Array: # ha
     unnamed, strangers = p.n - shares.sum(), have[strange].sum()
     return shares + np.where(strange, have / max(strangers, 1) * min(unnamed, p.n * strangers / max(have.sum(), 1)), 0)
 
-# %% ../../nbs/monitor/impact.ipynb #49adb5d0
+# %% ../../nbs/monitor/impact.ipynb #135748b4
 def _as_column(codes: Array, names: list[str], like: pd.Series, of: Any) -> pd.Series: # codes as from `level_codes`; of: what the levels are
     "Levels as a column like another one"
     read = {"boolean": lambda k: k == "True", "numeric": lambda k: int(k) if k.lstrip("-").isdigit() else float(k)}.get(of, str)
@@ -91,6 +92,7 @@ def _as_column(codes: Array, names: list[str], like: pd.Series, of: Any) -> pd.S
     back = pd.Series(values, index=like.index, dtype=object)
     return back if isinstance(like.dtype, np.dtype) and like.dtype.kind == "b" and pd.isna(values).any() else back.astype(like.dtype)
 
+# %% ../../nbs/monitor/impact.ipynb #00cf318a
 def _levels_back(values: pd.Series, p: CategoricalProfile, rng: np.random.Generator) -> pd.Series:
     "Levels with the shares of the reference"
     codes, found, _ = level_codes(values)
@@ -113,6 +115,40 @@ def as_it_was(values: pd.Series,        # a column of the window
     if isinstance(p, CategoricalProfile): return _levels_back(values, p, rng)
     return values if p.kind == "text" else _numbers_back(values, p, rng)
 
+# %% ../../nbs/monitor/impact.ipynb #b79c5ab9
+def _answers(predict: Callable[[pd.DataFrame], Any], rows: pd.DataFrame) -> Array: # shape (n, k)
+    "What a model says, as numbers; raises ParameterError"
+    said = np.asarray(predict(rows), float)
+    said = said.reshape(len(said), -1)
+    if len(said) != len(rows) or not np.isfinite(said).all():
+        raise ParameterError(f"predict gave {len(said)} answers to {len(rows)} rows, {int((~np.isfinite(said)).any(1).sum())} of them null or infinite; it must give one score, or one for each class, to each row")
+    return said
+
+# %% ../../nbs/monitor/impact.ipynb #220e6304
+def _effect(said: Array, back: Array, labels: bool) -> dict[str, float]:
+    "What changes between two sets of answers"
+    change = said - back
+    flips = float((said.argmax(1) != back.argmax(1)).mean()) if said.shape[1] > 1 else float(((said >= .5) != (back >= .5)).mean()) if labels else np.nan
+    return {"moved": float(abs(change).sum(1).mean() / (2 if said.shape[1] > 1 else 1)), "shift": float(change[:, -1].mean()), "flips": flips}
+
+# %% ../../nbs/monitor/impact.ipynb #1b65728e
+ALL = "(all that drifted)"
+
+def _told(r: Any, labels: bool) -> str:
+    "What one feature does, in words"
+    if not r.moved > 1e-12: return f"{r.feature} drifted, and the answers are what they would be without"
+    name = "all of that together" if r.feature == ALL else r.feature
+    return f"{name} moves an answer by {r.moved:.3g}, on average {'up' if r.shift > 0 else 'down'} by {abs(r.shift):.3g}" + (f", and changes {r.flips:.1%} of the labels" if labels else "")
+
+# %% ../../nbs/monitor/impact.ipynb #b9a5697f
+def _summary(table: pd.DataFrame, labels: bool) -> list[str]:
+    "The features that drifted, in the order of their effect"
+    drifted = table[table["alarm"] & (table["feature"] != ALL)]
+    if not len(drifted): return ["nothing drifted, so nothing moves the answers"]
+    out = [_told(r, labels) for r in drifted.itertuples()]
+    whole = table[table["feature"] == ALL]
+    return out + [_told(r, labels) for r in whole.itertuples() if len(drifted) > 1]
+
 # %% ../../nbs/monitor/impact.ipynb #4538b565
 @dataclass(repr=False)
 class ImpactReport(Result):
@@ -127,45 +163,13 @@ class ImpactReport(Result):
     def table(self) -> pd.DataFrame: return self.rows
     def plot(self) -> Figure: return plot_impact(self)
 
-# %% ../../nbs/monitor/impact.ipynb #b2702ac7
-def _answers(predict: Callable[[pd.DataFrame], Any], rows: pd.DataFrame) -> Array: # shape (n, k)
-    "What a model says, as numbers; raises ParameterError"
-    said = np.asarray(predict(rows), float)
-    said = said.reshape(len(said), -1)
-    if len(said) != len(rows) or not np.isfinite(said).all():
-        raise ParameterError(f"predict gave {len(said)} answers to {len(rows)} rows, {int((~np.isfinite(said)).any(1).sum())} of them null or infinite; it must give one score, or one for each class, to each row")
-    return said
-
-def _effect(said: Array, back: Array, labels: bool) -> dict[str, float]:
-    "What changes between two sets of answers"
-    change = said - back
-    flips = float((said.argmax(1) != back.argmax(1)).mean()) if said.shape[1] > 1 else float(((said >= .5) != (back >= .5)).mean()) if labels else np.nan
-    return {"moved": float(abs(change).sum(1).mean() / (2 if said.shape[1] > 1 else 1)), "shift": float(change[:, -1].mean()), "flips": flips}
-
-# %% ../../nbs/monitor/impact.ipynb #f6dd4459
-def _told(r: Any, labels: bool) -> str:
-    "What one feature does, in words"
-    if not r.moved > 1e-12: return f"{r.feature} drifted, and the answers are what they would be without"
-    name = "all of that together" if r.feature == ALL else r.feature
-    return f"{name} moves an answer by {r.moved:.3g}, on average {'up' if r.shift > 0 else 'down'} by {abs(r.shift):.3g}" + (f", and changes {r.flips:.1%} of the labels" if labels else "")
-
-def _summary(table: pd.DataFrame, labels: bool) -> list[str]:
-    "The features that drifted, in the order of their effect"
-    drifted = table[table["alarm"] & (table["feature"] != ALL)]
-    if not len(drifted): return ["nothing drifted, so nothing moves the answers"]
-    out = [_told(r, labels) for r in drifted.itertuples()]
-    whole = table[table["feature"] == ALL]
-    return out + [_told(r, labels) for r in whole.itertuples() if len(drifted) > 1]
-
 # %% ../../nbs/monitor/impact.ipynb #5dc67269
 def _unasked(drift: DriftReport, frame: pd.DataFrame, features: Sequence[str] | None) -> list[str]:
     "The drifted features about which the model cannot be asked"
     lost = [f for f in drift.features if f.alarm and (f.note or f.kind == "text" and f.name in frame.columns) and (features is None or f.name in features)]
     return [f"what this does cannot be asked: {f.note or f'{f.name}, a text, drifted'}" for f in lost]
 
-# %% ../../nbs/monitor/impact.ipynb #d843cdf0
-ALL = "(all that drifted)"
-
+# %% ../../nbs/monitor/impact.ipynb #6869e51d
 @one_thread()
 def impact(predict: Callable[[pd.DataFrame], Any], # rows -> scores (n,), class probabilities (n, k), or numbers (n,)
            drift: DriftReport,
@@ -227,9 +231,15 @@ def deployment_impact(dep: Deployment,
     report = deployment_drift(dep, since, until) if drift is None else drift
     return impact(predict, report, rows, labels=version.task != "regression", max_rows=max_rows, seed=seed)
 
-# %% ../../nbs/monitor/impact.ipynb #bd70679f
+# %% ../../nbs/monitor/impact.ipynb #7c201f43
 Verdict = Literal["no drift", "drift without harm", "drift with harm", "harm without drift", "drift, harm not known yet"]
 
+def verdict_of(drifted: bool, harmed: bool, known: bool) -> Verdict:
+    "What three findings add up to"
+    if not drifted: return "harm without drift" if harmed else "no drift"
+    return "drift with harm" if harmed else "drift without harm" if known else "drift, harm not known yet"
+
+# %% ../../nbs/monitor/impact.ipynb #60718874
 def has_verdict(report: Any) -> bool:
     "Did a report on performance find any number that counts, and that could have raised an alarm?"
     if report is None: return False
@@ -239,11 +249,6 @@ def has_verdict(report: Any) -> bool:
     if value is None: return False
     judged = table[["threshold_low", "threshold_high"]].notna().any(axis=1) if "threshold_low" in table else pd.Series(False, index=table.index)
     return bool((table[value].notna() & counts & judged).any())
-
-def verdict_of(drifted: bool, harmed: bool, known: bool) -> Verdict:
-    "What three findings add up to"
-    if not drifted: return "harm without drift" if harmed else "no drift"
-    return "drift with harm" if harmed else "drift without harm" if known else "drift, harm not known yet"
 
 # %% ../../nbs/monitor/impact.ipynb #2d1dcba7
 def _harmed(report: Any) -> bool:
@@ -274,7 +279,7 @@ class HarmReport(Result):
     def to_dict(self) -> dict[str, Any]: return super().to_dict() | {"verdict": self.verdict}
     def plot(self) -> Figure: return self.drift.plot() if self.impact is None else self.impact.plot()
 
-# %% ../../nbs/monitor/impact.ipynb #6083f270
+# %% ../../nbs/monitor/impact.ipynb #11bceccc
 def _why(h: HarmReport) -> list[str]:
     "What each witness says"
     says = []
@@ -287,6 +292,7 @@ def _why(h: HarmReport) -> list[str]:
     if "impact" in h.unknown: says.append(f"impact: {h.unknown['impact']}")
     return [features, *says, *([*h.impact.reasons[:3], *h.impact.reasons[3:][-1:]] if h.impact is not None and h.drift.alarm else [])]
 
+# %% ../../nbs/monitor/impact.ipynb #cf157c61
 def harm(drift: DriftReport,
          impact: ImpactReport | None = None,  # ranks the features by what they do
          estimated: Any = None,               # what `estimate_performance` found in the window, or None

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['GROUPS', 'MOST', 'STRETCHES', 'ROWS', 'MORE', 'SHADES', 'Cells', 'put_in_cells', 'dependence_of', 'Moved', 'Counts',
-           'runs_of', 'count_slices', 'says_more', 'ancestors', 'SegmentReport', 'check_search', 'drift_segments',
-           'looked_at', 'shades', 'shade_legend', 'deployment_segments']
+           'runs_of', 'count_slices', 'says_more', 'ancestors', 'SegmentReport', 'looked_at', 'shades', 'shade_legend',
+           'check_search', 'drift_segments', 'deployment_segments']
 
-# %% ../../nbs/monitor/segments.ipynb #6855b209
+# %% ../../nbs/monitor/segments.ipynb #73e534d1
 GROUPS, MOST = 32, 15
 
 class Cells(NamedTuple):
@@ -43,6 +43,7 @@ class Cells(NamedTuple):
     codes: list[Array]  # int64 for each table
     k: int              # cells
 
+# %% ../../nbs/monitor/segments.ipynb #4f93cffe
 def put_in_cells(column: str, tables: list[pd.DataFrame]) -> Cells: # the first is the reference; raises SchemaError
     "The cell of each row"
     encoder = Encoder.fit(*tables, columns=[column], most=MOST)
@@ -53,7 +54,7 @@ def put_in_cells(column: str, tables: list[pd.DataFrame]) -> Cells: # the first 
     edges = np.unique(np.quantile(known, np.arange(1, GROUPS) / GROUPS, method="lower")) if len(known) else np.empty(0)
     return Cells(column, True, [np.where(np.isnan(v), 0, 1 + np.searchsorted(edges, v)) for v in values], len(edges) + 2)
 
-# %% ../../nbs/monitor/segments.ipynb #5441d34e
+# %% ../../nbs/monitor/segments.ipynb #94070040
 STRETCHES = 64
 
 def _course(codes: Array, k: int) -> Array:
@@ -61,6 +62,7 @@ def _course(codes: Array, k: int) -> Array:
     stretch = np.arange(len(codes)) * STRETCHES // max(len(codes), 1)
     return np.bincount(stretch * k + codes, minlength=STRETCHES * k).reshape(STRETCHES, k)
 
+# %% ../../nbs/monitor/segments.ipynb #283f4f26
 def dependence_of(codes: Array, k: int, ordered: bool, # of the reference
                   m: int,                              # rows of the window
                   ) -> float:                          # 1 for independent rows; larger if fewer rows would tell as much
@@ -73,7 +75,7 @@ def dependence_of(codes: Array, k: int, ordered: bool, # of the reference
     if is_sorted(course, scores): return 1.0
     return max(1.0, effect(course, np.triu(np.ones((k, k)))[:, :-1], waves, correlation(course, scores)).factor)
 
-# %% ../../nbs/monitor/segments.ipynb #416ad5f2
+# %% ../../nbs/monitor/segments.ipynb #c31a7a57
 class Moved(NamedTuple):
     "How far a column moved in each slice; arrays of shape (slices,)"
     distance: Array
@@ -87,6 +89,7 @@ def _ordered(a: Array, b: Array, rows: Array, level: float) -> Moved: # counts o
     distance = abs(np.cumsum(a / a.sum(1, keepdims=True) - b / b.sum(1, keepdims=True), axis=1)).max(1)
     return Moved(distance, kolmogorov(np.sqrt(rows) * distance), kolmogi(level) / np.sqrt(rows))
 
+# %% ../../nbs/monitor/segments.ipynb #8528283a
 def _lumped(a: Array, b: Array, least: float = 8.0) -> tuple[Array, Array]: # cells with fewer rows to expect in the smaller table go together
     "Rare cells in one, which is the first"
     n, m = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
@@ -115,7 +118,7 @@ def _unordered(a: Array, b: Array, rows: Array, level: float) -> Moved: # as for
     critical = gammainccinv(shape, level) / shape * mean
     return Moved(abs(a / n[:, None] - b / m[:, None]).sum(1) / 2, p, np.sqrt(critical / np.maximum(rows, 1e-12)) / 2)
 
-# %% ../../nbs/monitor/segments.ipynb #37de4a8a
+# %% ../../nbs/monitor/segments.ipynb #40c13021
 class Counts(NamedTuple):
     "Rows of all slices, and of their cells"
     slices: Slices
@@ -129,6 +132,7 @@ def _count(g: Group, c: Cells, own: bool) -> list[Array]:
     if own: return [np.zeros((k, c.k), np.int64) for _ in g.codes]
     return [np.bincount(s * c.k + v, minlength=(k + 1) * c.k)[:k * c.k].reshape(k, c.k) for s, v in zip(g.codes, c.codes, strict=True)]
 
+# %% ../../nbs/monitor/segments.ipynb #e5d3c530
 def runs_of(codes: Array, k: int, m: int) -> Array:
     "How much each slice of a group comes in runs"
     course = _course(codes, k + 1)
@@ -136,6 +140,7 @@ def runs_of(codes: Array, k: int, m: int) -> Array:
     if len(codes) < 8 * STRETCHES: return np.ones(k)
     return np.array([max(1.0, effect(course, cell, waves).factor) for cell in np.eye(k + 1)[:k]])
 
+# %% ../../nbs/monitor/segments.ipynb #6b0c939a
 def count_slices(tables: list[pd.DataFrame], made: list[Cells], by: Iterable[str] | None, but: Iterable[str],
                  depth: int, least: int, ordered: bool = True) -> tuple[Counts, dict[str, str]]: # and the columns that could not be used for slices
     "Count all slices"
@@ -151,15 +156,14 @@ def count_slices(tables: list[pd.DataFrame], made: list[Cells], by: Iterable[str
     joined = {name: [np.vstack([p[t] for p in parts]) for t in range(len(tables))] for name, parts in cells.items()}
     return Counts(list_slices(axes, light), np.hstack(rows), joined, np.concatenate(runs)), left
 
-# %% ../../nbs/monitor/segments.ipynb #8ce465a6
-ROWS = "share of rows"  # the name of this column
-
+# %% ../../nbs/monitor/segments.ipynb #53f813f0
 def _sizes(c: Counts, dependence: float) -> Array: # shape (slices,)
     "Independent rows that would tell as much as the rows of each slice, by the formula n m / (n + m)"
     n, m = c.rows.astype(float)
     share = np.minimum(1, np.maximum(n / n[0], m / m[0]) * c.runs)
     return n * m / (n + m) / (1 + (dependence - 1) * share)
 
+# %% ../../nbs/monitor/segments.ipynb #bc244e64
 def _moved(c: Counts, made: Cells, dependence: float, level: float) -> Moved:
     "How far a column moved in each slice; NaN inside its own slices"
     a, b = c.cells[made.column]
@@ -167,6 +171,9 @@ def _moved(c: Counts, made: Cells, dependence: float, level: float) -> Moved:
     out = np.full((3, len(valid)), np.nan)
     out[:, valid] = (_ordered if made.ordered else _unordered)(a[valid], b[valid], rows[valid], level)[:3]
     return Moved(out[0], out[1], out[2])
+
+# %% ../../nbs/monitor/segments.ipynb #c266ca18
+ROWS = "share of rows"  # the name of this column
 
 def _moved_rows(c: Counts, level: float) -> Moved:
     "How far the share of rows of each slice moved; nothing to tell for all rows"
@@ -206,11 +213,12 @@ def _judged(c: Counts, found: dict[str, Moved], budget: float, tolerance: float)
     table["p_value"] = holm(table["p_value"].to_numpy(float))
     return table.assign(certain=table["p_value"] <= budget, alarm=(table["p_value"] <= budget) & (table["distance"] >= tolerance) & table["news"], explained="")
 
-# %% ../../nbs/monitor/segments.ipynb #7b38601f
+# %% ../../nbs/monitor/segments.ipynb #638f1db5
 def ancestors(s: Slices, i: int) -> list[int]:
     "The slices that contain a slice"
     return sorted({*s.parents[i], *(q for p in s.parents[i] for q in s.parents[p])})
 
+# %% ../../nbs/monitor/segments.ipynb #451c6f12
 def _rest(c: Counts, made: Cells, dependence: float, up: int, place: int) -> Moved | None: # None: there is no rest
     "How far a column moved in a slice without a part of it"
     a, b = (x[[up]] - x[[place]] for x in c.cells[made.column])
@@ -218,6 +226,7 @@ def _rest(c: Counts, made: Cells, dependence: float, up: int, place: int) -> Mov
     rest = c._replace(rows=np.column_stack([c.rows[:, 0], c.rows[:, up] - c.rows[:, place]]), runs=np.array([1.0, c.runs[up]]))
     return (_ordered if made.ordered else _unordered)(a, b, _sizes(rest, dependence)[1:], .05)
 
+# %% ../../nbs/monitor/segments.ipynb #4d523e89
 def _explain(table: pd.DataFrame, c: Counts, made: Sequence[Cells], dependence: Mapping[str, float], tolerance: float) -> pd.DataFrame:
     "Mark the slices that moved only because a part of them did"
     columns, places, alarms, cells = table["of"].tolist(), table["place"].tolist(), table["alarm"].tolist(), {m.column: m for m in made}
@@ -252,7 +261,57 @@ class SegmentReport(Result):
     def to_dict(self) -> dict[str, Any]: return super().to_dict() | jsonable({"slices": self.slices, "small": self.small, "budget": self.budget, "left": self.left})
     def plot(self) -> Figure: return _plot(self)
 
-# %% ../../nbs/monitor/segments.ipynb #62087662
+# %% ../../nbs/monitor/segments.ipynb #89fd6f5f
+def _told(r: Any) -> str:
+    "One slice in words"
+    what = "everywhere" if r.slice == "all rows" else f"where {r.slice}"
+    size = f"{r.rows_current:,} rows, distance {r.distance:.3f}, certainly {r.least:.3f}"
+    return (f"{what}: its share of the rows changed ({size})" if r.of == ROWS else f"{what}: {r.of} moved ({size})") + (f", explained by {r.explained}" if r.explained else "")
+
+# %% ../../nbs/monitor/segments.ipynb #c4190d2c
+def looked_at(slices: int, tests: int, small: int, min_rows: int) -> str:
+    "How large the search was"
+    return f"looked at {slices:,} slices, {tests:,} comparisons" + (f"; left out {small:,} slice{'s' * (small != 1)} with fewer than {min_rows} rows" if small else "")
+
+# %% ../../nbs/monitor/segments.ipynb #1ca32e72
+def _reasons(r: SegmentReport) -> list[str]:
+    "The worst slices in words"
+    found = r.rows[r.rows["alarm"]]
+    told = [_told(x) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slice{'s' * (len(found) > 6)}"] * (len(found) > 5)
+    near = "no slice moved for certain, by enough to matter and by more than its parents" + (f"; the nearest is {_told(next(r.rows.head(1).itertuples()))}" if len(r.rows) else "")
+    return [*(told or [near]), *list(r.left.values())[:5], looked_at(r.slices, len(r.rows), r.small, r.min_rows)]
+
+# %% ../../nbs/monitor/segments.ipynb #d205c093
+SHADES = {"reported": ORANGE, "explained by another": "#E9A77C", "no alarm": "#C9CDD3"}
+
+def shades(table: pd.DataFrame) -> list[str]: # needs the columns alarm and explained
+    "The colour of each slice"
+    return [SHADES["explained by another" if e else "reported"] if a else SHADES["no alarm"] for a, e in zip(table["alarm"], table["explained"], strict=True)]
+
+# %% ../../nbs/monitor/segments.ipynb #7dccb52a
+def shade_legend(ax: Any, table: pd.DataFrame) -> None:
+    "What the colours mean, of those that occur"
+    used = set(shades(table))
+    for name, colour in SHADES.items():
+        if colour in used: ax.scatter([], [], marker="s", color=colour, label=name)
+    ax.legend(loc="best", fontsize=8.5)
+
+# %% ../../nbs/monitor/segments.ipynb #4f4d7f04
+def _plot(r: SegmentReport, most: int = 10) -> Figure:
+    "The worst slices, with how far all rows moved"
+    top = r.rows.head(most)
+    fig, ax = figure(8, .36 * max(len(top), 1) + 1.3)
+    y, whole = np.arange(len(top)), r.rows[r.rows["slice"] == "all rows"].set_index("of")["distance"]
+    ax.barh(y, top["distance"], color=shades(top), height=.62)
+    ax.hlines(y, top["least"], top["distance"], color=GREY, lw=1.5)
+    ax.scatter(top["of"].map(whole), y, marker="|", s=160, color=BLUE, lw=2, zorder=3, label="all rows")
+    ax.set(yticks=y, yticklabels=[f"{a}: {b}" for a, b in zip(top["slice"], top["of"], strict=True)], ylim=(len(top) - .4, -.6), xlim=(0, None),
+           xlabel="distance (the line begins where it is certain)", title="Where did something move?")
+    ax.tick_params(axis="y", length=0)
+    shade_legend(ax, top)
+    return fig
+
+# %% ../../nbs/monitor/segments.ipynb #53f4576c
 def check_search(min_rows: int, depth: int, tolerance: float) -> None:
     "Refuse settings that make no sense"
     bad = [f"depth={depth!r} is no number of columns; give 1 or 2"] * (depth not in (1, 2))
@@ -260,6 +319,7 @@ def check_search(min_rows: int, depth: int, tolerance: float) -> None:
     bad += [f"tolerance={tolerance!r} is no tolerance; give 0 or a small positive number"] * (not 0 <= tolerance < 1)
     if bad: raise ParameterError("; ".join(bad))
 
+# %% ../../nbs/monitor/segments.ipynb #e165f8d8
 def _columns_of(reference: pd.DataFrame, current: pd.DataFrame, of: Any) -> tuple[list[Cells], dict[str, str]]:
     "The columns to compare inside the slices, and those that cannot be"
     names = [of] if isinstance(of, str) else [n for n in reference.columns if kind_of(reference[n]) not in (None, "datetime")] if of is None else list(of)
@@ -297,53 +357,6 @@ def drift_segments(reference: Any,                       # a table (anything tha
     order = table.assign(late=table["explained"] != "").sort_values(["alarm", "late", "least", "p_value", "distance"], ascending=[False, True, False, True, False], kind="stable")
     rows = order[["slice", "of", "distance", "least", "p_value", "rows_reference", "rows_current", "alarm", "explained"]].reset_index(drop=True)
     return SegmentReport(rows, len(counted.slices.names), counted.slices.small, alarms, tolerance, min_rows, left | lost)
-
-# %% ../../nbs/monitor/segments.ipynb #64caaa9b
-def _told(r: Any) -> str:
-    "One slice in words"
-    what = "everywhere" if r.slice == "all rows" else f"where {r.slice}"
-    size = f"{r.rows_current:,} rows, distance {r.distance:.3f}, certainly {r.least:.3f}"
-    return (f"{what}: its share of the rows changed ({size})" if r.of == ROWS else f"{what}: {r.of} moved ({size})") + (f", explained by {r.explained}" if r.explained else "")
-
-def looked_at(slices: int, tests: int, small: int, min_rows: int) -> str:
-    "How large the search was"
-    return f"looked at {slices:,} slices, {tests:,} comparisons" + (f"; left out {small:,} slice{'s' * (small != 1)} with fewer than {min_rows} rows" if small else "")
-
-def _reasons(r: SegmentReport) -> list[str]:
-    "The worst slices in words"
-    found = r.rows[r.rows["alarm"]]
-    told = [_told(x) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slice{'s' * (len(found) > 6)}"] * (len(found) > 5)
-    near = "no slice moved for certain, by enough to matter and by more than its parents" + (f"; the nearest is {_told(next(r.rows.head(1).itertuples()))}" if len(r.rows) else "")
-    return [*(told or [near]), *list(r.left.values())[:5], looked_at(r.slices, len(r.rows), r.small, r.min_rows)]
-
-# %% ../../nbs/monitor/segments.ipynb #9d2c13cf
-SHADES = {"reported": ORANGE, "explained by another": "#E9A77C", "no alarm": "#C9CDD3"}
-
-def shades(table: pd.DataFrame) -> list[str]: # needs the columns alarm and explained
-    "The colour of each slice"
-    return [SHADES["explained by another" if e else "reported"] if a else SHADES["no alarm"] for a, e in zip(table["alarm"], table["explained"], strict=True)]
-
-def shade_legend(ax: Any, table: pd.DataFrame) -> None:
-    "What the colours mean, of those that occur"
-    used = set(shades(table))
-    for name, colour in SHADES.items():
-        if colour in used: ax.scatter([], [], marker="s", color=colour, label=name)
-    ax.legend(loc="best", fontsize=8.5)
-
-# %% ../../nbs/monitor/segments.ipynb #4f4d7f04
-def _plot(r: SegmentReport, most: int = 10) -> Figure:
-    "The worst slices, with how far all rows moved"
-    top = r.rows.head(most)
-    fig, ax = figure(8, .36 * max(len(top), 1) + 1.3)
-    y, whole = np.arange(len(top)), r.rows[r.rows["slice"] == "all rows"].set_index("of")["distance"]
-    ax.barh(y, top["distance"], color=shades(top), height=.62)
-    ax.hlines(y, top["least"], top["distance"], color=GREY, lw=1.5)
-    ax.scatter(top["of"].map(whole), y, marker="|", s=160, color=BLUE, lw=2, zorder=3, label="all rows")
-    ax.set(yticks=y, yticklabels=[f"{a}: {b}" for a, b in zip(top["slice"], top["of"], strict=True)], ylim=(len(top) - .4, -.6), xlim=(0, None),
-           xlabel="distance (the line begins where it is certain)", title="Where did something move?")
-    ax.tick_params(axis="y", length=0)
-    shade_legend(ax, top)
-    return fig
 
 # %% ../../nbs/monitor/segments.ipynb #1fd064c7
 def deployment_segments(dep: Deployment,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ['Piece', 'by_rows', 'find_time', 'times_of', 'by_time', 'Chunk', 'TimelineReport', 'plot_timeline', 'assemble',
            'drift_over_time', 'deployment_timeline']
 
-# %% ../../nbs/monitor/timeline.ipynb #2a7c851c
+# %% ../../nbs/monitor/timeline.ipynb #aecd193c
 class Piece(NamedTuple):
     "Rows that belong to one chunk, or to a part of it"
     key: Any               # number of the chunk, or its start
@@ -41,6 +41,7 @@ class Piece(NamedTuple):
     first: Any = None      # time of the first and the last row, if there are times
     last: Any = None
 
+# %% ../../nbs/monitor/timeline.ipynb #d7a6f135
 def by_rows(frames: Iterable[pd.DataFrame], size: int, time: str | None = None) -> Iterator[Piece]:
     "Chunks of so many rows, in order; the last one may be shorter"
     seen = 0
@@ -112,13 +113,14 @@ class TimelineReport(Result):
     def to_dict(self) -> dict[str, Any]: return super().to_dict() | jsonable({"budget": self.budget, "spent": self.spent})
     def plot(self) -> Figure: return plot_timeline(self)
 
-# %% ../../nbs/monitor/timeline.ipynb #9f333fbb
+# %% ../../nbs/monitor/timeline.ipynb #3f3dd082
 def _chunk_named(r: TimelineReport, name: str) -> Chunk:
     "The chunk of that name"
     for c in r.chunks:
         if c.name == name: return c
     raise NotFound.of("chunk", name, [c.name for c in r.chunks])
 
+# %% ../../nbs/monitor/timeline.ipynb #a86da272
 def _timeline_table(r: TimelineReport) -> pd.DataFrame:
     "A row for each chunk and feature"
     kept = ["feature", "kind", "aspect", "distance", "threshold", "tolerance", "p_value", "alarm"]
@@ -126,13 +128,14 @@ def _timeline_table(r: TimelineReport) -> pd.DataFrame:
     columns = ["chunk", "start", "end", "n", *kept]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
-# %% ../../nbs/monitor/timeline.ipynb #cda099c6
+# %% ../../nbs/monitor/timeline.ipynb #dcb0b34b
 def _story(name: str, seen: list[tuple[str, float]], chunks: int) -> str: # (chunk, distance) of each alarm
     "When one feature drifted"
     far = max(seen, key=lambda s: s[1])
     where = f"in {seen[0][0]} only" if len(seen) == 1 else f"in {len(seen)} of {chunks} chunks, from {seen[0][0]} to {seen[-1][0]}"
     return f"{name} drifted {where}" + (f", farthest in {far[0]} (distance {far[1]:.3f})" if len(seen) > 1 else f" (distance {far[1]:.3f})")
 
+# %% ../../nbs/monitor/timeline.ipynb #3dbab5a2
 def _stories(r: TimelineReport) -> list[str]:
     "A sentence for each feature that drifted somewhere, or one that says there is none"
     if not r.chunks: return ["there are no rows, so nothing was compared"]
@@ -151,7 +154,7 @@ def _unsure(r: TimelineReport) -> list[str]:
         if x := wandering(f): far[f.name] = max(far.get(f.name, 0.0), x.distance)
     return listed(WANDERS, (f"{n} up to {far[n]:.3f}" for n in sorted(far, key=lambda n: -far[n])))
 
-# %% ../../nbs/monitor/timeline.ipynb #b4788ca0
+# %% ../../nbs/monitor/timeline.ipynb #70c381d4
 def _grid(r: TimelineReport, most: int) -> tuple[list[str], Array, Array]:
     "Features in order, their scores by chunk, and their alarms"
     worst: dict[str, float] = {}
@@ -161,6 +164,7 @@ def _grid(r: TimelineReport, most: int) -> tuple[list[str], Array, Array]:
     found = [{f.name: f for f in c.report.features} for c in r.chunks]
     return names, np.array([[d[n].score for d in found] for n in names]), np.array([[d[n].alarm for d in found] for n in names])
 
+# %% ../../nbs/monitor/timeline.ipynb #cc66f014
 def plot_timeline(r: TimelineReport, most: int = 24) -> Figure:
     "A map of features and chunks"
     names, score, alarm = _grid(r, most)
@@ -196,13 +200,14 @@ def _fold(reference: Profile, frames: Iterable[pd.DataFrame], time: str | None, 
         else: kept[p.key] = _Kept(sides, p.first if rows else p.key, p.last if rows else end)
     return dict(sorted(kept.items()))
 
-# %% ../../nbs/monitor/timeline.ipynb #d187d9ee
+# %% ../../nbs/monitor/timeline.ipynb #df92794b
 def _names(kept: Mapping[Any, _Kept], chunk: Any) -> list[str]:
     "A name for each chunk: its start, or its number"
     if isinstance(chunk, int): return [str(k + 1) for k in kept]
     starts = pd.DatetimeIndex(list(kept))
     return [t.strftime(chunk_name(starts)) for t in starts]
 
+# %% ../../nbs/monitor/timeline.ipynb #203ac3ef
 def _days(kept: Mapping[Any, _Kept]) -> float | None: # None without times
     "How many days a chunk covers on average"
     spans = [(k.end - k.start) / np.timedelta64(1, "D") for k in kept.values() if k.start is not None and k.end is not None]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['MEANS', 'STRETCHES', 'Losses', 'row_losses', 'Sums', 'stretches_of', 'sum_slices', 'Gap', 'Mean', 'mean_of',
            'by_stretches', 'gap_of', 'Tallies', 'tally_slices', 'gaps', 'WeaknessReport', 'performance_segments']
 
-# %% ../../nbs/monitor/weak.ipynb #21014cc0
+# %% ../../nbs/monitor/weak.ipynb #0d5fc356
 MEANS = {"binary": ("log_loss", "brier", "accuracy"), "multiclass": ("log_loss", "accuracy"), "regression": ("mae",)} # the first that can be measured is the default
 
 class Losses(NamedTuple):
@@ -37,6 +37,7 @@ class Losses(NamedTuple):
     values: Array    # shape (n,): sign * what the row adds to the metric
     known: Array     # bool, one for each row of the table: does it have a label?
 
+# %% ../../nbs/monitor/weak.ipynb #87f2916b
 def row_losses(frame: pd.DataFrame, y_true: str, y_pred: str | None, y_proba: str | Mapping[Any, str] | None, task: str,
                classes: Sequence[Any] = (), metric: str | None = None) -> Losses: # raises ParameterError
     "The loss of each row"
@@ -50,7 +51,7 @@ def row_losses(frame: pd.DataFrame, y_true: str, y_pred: str | None, y_proba: st
     sign = -1 if how.better == "higher" else 1
     return Losses(name, sign, sign * (value + influence * np.sqrt(known.sum() * (known.sum() - 1.0))), known)
 
-# %% ../../nbs/monitor/weak.ipynb #f4718e72
+# %% ../../nbs/monitor/weak.ipynb #04976865
 STRETCHES = 64
 
 class Sums(NamedTuple):
@@ -62,18 +63,31 @@ class Sums(NamedTuple):
     def take(self, i: Any) -> Sums: return Sums(self.n[i], self.total[i], self.squares[i])
     def less(self, other: Sums) -> Sums: return Sums(self.n - other.n, self.total - other.total, self.squares - other.squares)
 
+# %% ../../nbs/monitor/weak.ipynb #2a1ab5df
 def stretches_of(n: int, ordered: bool) -> Array: # int, shape (n,)
     "The stretch of each row; one only if rows are too few or have no order"
     count = min(STRETCHES, n // 25) if ordered else 1
     return np.arange(n) * (count if count >= 8 else 1) // max(n, 1)
 
+# %% ../../nbs/monitor/weak.ipynb #019ede45
 def sum_slices(g: Group, table: int, losses: Array, stretch: Array) -> Sums:
     "Sums over the slices of a group"
     k, b, codes = len(g.cells), int(stretch[-1]) + 1 if len(stretch) else 1, g.codes[table]
     n, total = (np.bincount(codes * b + stretch, w, minlength=(k + 1) * b)[:k * b].reshape(k, b) for w in (None, losses))
     return Sums(n.astype(float), total, np.bincount(codes, losses**2, minlength=k + 1)[:k])
 
-# %% ../../nbs/monitor/weak.ipynb #5e1871a6
+# %% ../../nbs/monitor/weak.ipynb #fc0ee58e
+def _quantile(freedom: Array, level: float) -> Array:
+    "Of Student's distribution"
+    from scipy.special import stdtrit
+    return stdtrit(freedom, level)
+
+def _tail(t: Array, freedom: Array) -> Array:
+    "Probability of a larger value"
+    from scipy.special import stdtr
+    return stdtr(freedom, -t)
+
+# %% ../../nbs/monitor/weak.ipynb #79be76f3
 class Gap(NamedTuple):
     "How much worse slices are than something else; arrays of shape (slices,)"
     value: Array    # mean loss of the slice
@@ -87,17 +101,7 @@ class Gap(NamedTuple):
     @property
     def p(self) -> Array: return np.where(self.error > 0, _tail(self.size / np.maximum(self.error, 1e-300), self.freedom), np.where(self.size > 0, 0.0, 1.0))
 
-def _quantile(freedom: Array, level: float) -> Array:
-    "Of Student's distribution"
-    from scipy.special import stdtrit
-    return stdtrit(freedom, level)
-
-def _tail(t: Array, freedom: Array) -> Array:
-    "Probability of a larger value"
-    from scipy.special import stdtr
-    return stdtr(freedom, -t)
-
-# %% ../../nbs/monitor/weak.ipynb #c8dcbc6b
+# %% ../../nbs/monitor/weak.ipynb #3c13532f
 class Mean(NamedTuple):
     "The mean loss of slices"
     value: Array    # shape (slices,); NaN with fewer than two rows
@@ -111,6 +115,7 @@ def mean_of(s: Sums) -> Mean:
     value = s.total.sum(1) / n
     return Mean(value, np.maximum(s.squares - n * value**2, 0) / (n - 1) / n, n - 1, (s.total - s.n * value[:, None]) / n[:, None])
 
+# %% ../../nbs/monitor/weak.ipynb #3e8c2bce
 def by_stretches(pulls: Array) -> tuple[Array, Array]: # shape (slices, stretches) -> variance, degrees of freedom
     "What stretches that resemble their neighbours say about a variance"
     b, square = pulls.shape[1], (pulls**2).sum(1)
@@ -119,11 +124,12 @@ def by_stretches(pulls: Array) -> tuple[Array, Array]: # shape (slices, stretche
     count = 3 * square**2 / np.maximum((pulls**4).sum(1), 1e-300)
     return np.maximum(square, square + near) * b / (b - 1), np.clip(count - 1, 1, b - 1)
 
-# %% ../../nbs/monitor/weak.ipynb #c63f6c4b
+# %% ../../nbs/monitor/weak.ipynb #465aa4ea
 def _both(x: Array, f: Array, y: Array, g: Array) -> tuple[Array, Array]: # variances and their degrees of freedom
     "The variance of a difference, with Satterthwaite's degrees of freedom"
     return x + y, np.where(x + y > 0, (x + y) ** 2 / np.maximum(x**2 / f + y**2 / g, 1e-300), np.minimum(f, g))
 
+# %% ../../nbs/monitor/weak.ipynb #47137d40
 def gap_of(a: Sums, b: Sums,   # the slices, and what they are compared with
            together: bool,     # in the same table, so that a stretch hits both
            ) -> Gap:
@@ -157,7 +163,7 @@ def gaps(t: Tallies, part: list[Sums] | None = None, # slices, or parts of them;
     if len(part) == 2: return gap_of(part[1], part[0], False)
     return gap_of(part[0], t.sums[0].take([0]).less((whole or part)[0]), True)
 
-# %% ../../nbs/monitor/weak.ipynb #a3566a2e
+# %% ../../nbs/monitor/weak.ipynb #cbd9548c
 def _judged(t: Tallies, gap: Gap, alarms: float, matters: float) -> pd.DataFrame:
     "One row a slice"
     level, rows = alarms / len(gap.value), t.sums[-1].n.sum(1)
@@ -167,6 +173,7 @@ def _judged(t: Tallies, gap: Gap, alarms: float, matters: float) -> pd.DataFrame
     out["p_value"] = holm(out["p_value"].to_numpy(float))
     return out.assign(weight=out["gap"] * out["share"], alarm=(out["p_value"] <= alarms) & (out["gap"] >= matters) & out["news"], explained="")
 
+# %% ../../nbs/monitor/weak.ipynb #08a9ee8c
 def _explain(table: pd.DataFrame, t: Tallies, matters: float) -> pd.DataFrame:
     "Mark the slices that are worse only because a part of them is"
     table = table.copy()
@@ -201,6 +208,39 @@ class WeaknessReport(Result):
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | jsonable({"metric": self.metric, "against": self.against, "overall": self.overall, "slices": self.slices, "small": self.small, "left": self.left})
     def plot(self) -> Figure: return _plot(self)
+
+# %% ../../nbs/monitor/weak.ipynb #e1b5a487
+def _told(r: Any, report: WeaknessReport) -> str:
+    "One slice in words"
+    where = "everywhere" if r.slice == "all rows" else f"where {r.slice}"
+    other = "in the reference" if report.against == "the reference" else "in the rest"
+    return (f"{where}: {report.metric} {r.value:.3f}, {other} {r.other:.3f} (certainly worse by {max(r.least, 0):.3f}; {r.rows:,} rows, {r.share:.1%})"
+            + (f", explained by {r.explained}" if r.explained else ""))
+
+# %% ../../nbs/monitor/weak.ipynb #40acef04
+def _reasons(r: WeaknessReport) -> list[str]:
+    "The worst slices in words"
+    found = r.rows[r.rows["alarm"]]
+    told = [_told(x, r) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slice{'s' * (len(found) > 6)}"] * (len(found) > 5)
+    near = f"no slice is worse than {r.against} for certain, by enough to matter and by more than its parents" + (f"; the nearest is {_told(next(r.rows.head(1).itertuples()), r)}" if len(r.rows) else "")
+    return [*(told or [near]), f"{r.metric} of all rows is {r.overall:.3f}", *list(r.left.values())[:5], looked_at(r.slices, len(r.rows), r.small, r.min_rows)]
+
+# %% ../../nbs/monitor/weak.ipynb #9a1dd8c1
+def _plot(r: WeaknessReport, most: int = 10) -> Figure:
+    "The slices with what they are compared with"
+    top = r.rows.head(most)
+    fig, ax = figure(8, .36 * max(len(top), 1) + 1.3)
+    y = np.arange(len(top))
+    rows: list[Any] = list(top.itertuples())
+    for i, (x, colour) in enumerate(zip(rows, shades(top), strict=True)):
+        ax.plot([x.other, x.value], [i, i], color=colour, lw=2.5, solid_capstyle="round", zorder=1)
+        ax.scatter([x.value], [i], color=colour, s=24 + 260 * x.share, zorder=2)
+    ax.scatter(top["other"], y, marker="|", s=130, color=BLUE, lw=2, zorder=3, label=r.against)
+    ax.axvline(r.overall, color=GREY, lw=.8, ls=":", label="all rows")
+    ax.set(yticks=y, yticklabels=top["slice"], ylim=(len(top) - .4, -.7), xlabel=f"{r.metric} (a large dot: a large share of the rows)", title="Where is the model worse?")
+    ax.tick_params(axis="y", length=0)
+    shade_legend(ax, top)
+    return fig
 
 # %% ../../nbs/monitor/weak.ipynb #47a17fd5
 def _report(t: Tallies, losses: list[Losses], centre: float, compared: bool, alarms: float, tolerance: float, min_rows: int, left: dict[str, str]) -> WeaknessReport:
@@ -239,35 +279,3 @@ def performance_segments(frame: Any,                          # one row a predic
     values, centre = [x.values for x in losses], losses[-1].values.mean()
     tallies, left = tally_slices(known, [v - centre for v in values], by, [str(c) for c in but], depth, min_rows, ordered)
     return _report(tallies, losses, centre, reference is not None, 1 - level, tolerance, min_rows, left)
-
-# %% ../../nbs/monitor/weak.ipynb #e5e2d77f
-def _told(r: Any, report: WeaknessReport) -> str:
-    "One slice in words"
-    where = "everywhere" if r.slice == "all rows" else f"where {r.slice}"
-    other = "in the reference" if report.against == "the reference" else "in the rest"
-    return (f"{where}: {report.metric} {r.value:.3f}, {other} {r.other:.3f} (certainly worse by {max(r.least, 0):.3f}; {r.rows:,} rows, {r.share:.1%})"
-            + (f", explained by {r.explained}" if r.explained else ""))
-
-def _reasons(r: WeaknessReport) -> list[str]:
-    "The worst slices in words"
-    found = r.rows[r.rows["alarm"]]
-    told = [_told(x, r) for x in found.head(5).itertuples()] + [f"and {len(found) - 5} more slice{'s' * (len(found) > 6)}"] * (len(found) > 5)
-    near = f"no slice is worse than {r.against} for certain, by enough to matter and by more than its parents" + (f"; the nearest is {_told(next(r.rows.head(1).itertuples()), r)}" if len(r.rows) else "")
-    return [*(told or [near]), f"{r.metric} of all rows is {r.overall:.3f}", *list(r.left.values())[:5], looked_at(r.slices, len(r.rows), r.small, r.min_rows)]
-
-# %% ../../nbs/monitor/weak.ipynb #9a1dd8c1
-def _plot(r: WeaknessReport, most: int = 10) -> Figure:
-    "The slices with what they are compared with"
-    top = r.rows.head(most)
-    fig, ax = figure(8, .36 * max(len(top), 1) + 1.3)
-    y = np.arange(len(top))
-    rows: list[Any] = list(top.itertuples())
-    for i, (x, colour) in enumerate(zip(rows, shades(top), strict=True)):
-        ax.plot([x.other, x.value], [i, i], color=colour, lw=2.5, solid_capstyle="round", zorder=1)
-        ax.scatter([x.value], [i], color=colour, s=24 + 260 * x.share, zorder=2)
-    ax.scatter(top["other"], y, marker="|", s=130, color=BLUE, lw=2, zorder=3, label=r.against)
-    ax.axvline(r.overall, color=GREY, lw=.8, ls=":", label="all rows")
-    ax.set(yticks=y, yticklabels=top["slice"], ylim=(len(top) - .4, -.7), xlabel=f"{r.metric} (a large dot: a large share of the rows)", title="Where is the model worse?")
-    ax.tick_params(axis="y", length=0)
-    shade_legend(ax, top)
-    return fig
