@@ -329,6 +329,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.core.registry._check_time': ('core/registry.html#_check_time', 'mlnb/core/registry.py'),
                                     'mlnb.core.registry._describe': ('core/registry.html#_describe', 'mlnb/core/registry.py'),
                                     'mlnb.core.registry._documents': ('core/registry.html#_documents', 'mlnb/core/registry.py'),
+                                    'mlnb.core.registry._in_time': ('core/registry.html#_in_time', 'mlnb/core/registry.py'),
                                     'mlnb.core.registry._insert_deployment': ( 'core/registry.html#_insert_deployment',
                                                                                'mlnb/core/registry.py'),
                                     'mlnb.core.registry._insert_version': ('core/registry.html#_insert_version', 'mlnb/core/registry.py'),
