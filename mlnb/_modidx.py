@@ -1006,8 +1006,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/monitor/distances.py'),
                                         'mlnb.monitor.distances.ks_p_value': ( 'monitor/distances.html#ks_p_value',
                                                                                'mlnb/monitor/distances.py'),
-                                        'mlnb.monitor.distances.ks_threshold': ( 'monitor/distances.html#ks_threshold',
-                                                                                 'mlnb/monitor/distances.py'),
                                         'mlnb.monitor.distances.lump': ('monitor/distances.html#lump', 'mlnb/monitor/distances.py'),
                                         'mlnb.monitor.distances.new_levels_p_value': ( 'monitor/distances.html#new_levels_p_value',
                                                                                        'mlnb/monitor/distances.py'),
