@@ -466,6 +466,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlnb.core.source.open_table': ('core/source.html#open_table', 'mlnb/core/source.py'),
                                   'mlnb.core.source.parquet_parts': ('core/source.html#parquet_parts', 'mlnb/core/source.py'),
                                   'mlnb.core.source.read_all': ('core/source.html#read_all', 'mlnb/core/source.py'),
+                                  'mlnb.core.source.read_csv': ('core/source.html#read_csv', 'mlnb/core/source.py'),
                                   'mlnb.core.source.reading': ('core/source.html#reading', 'mlnb/core/source.py')},
             'mlnb.core.store': { 'mlnb.core.store.Store': ('core/store.html#store', 'mlnb/core/store.py'),
                                  'mlnb.core.store.Store.close': ('core/store.html#store.close', 'mlnb/core/store.py'),
