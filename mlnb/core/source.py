@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import IO, Any, ClassVar, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
@@ -295,10 +295,10 @@ def read_all(x: Any) -> pd.DataFrame: # raises ParameterError naming it if it ca
     return pd.concat(open_source(x).frames(), ignore_index=True) if is_streamed(x) else as_frame(x)
 
 # %% ../../nbs/core/source.ipynb #91578b63
-def read_csv(path: str | os.PathLike[str],
+def read_csv(file: str | os.PathLike[str] | IO[bytes],
              **options: Any,    # of pandas
              ) -> pd.DataFrame: # what pandas raises, if it cannot be read
     "A CSV file at once, with all digits"
     rounds = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
     exact: dict[str, Any] = {"float_precision": "round_trip"} if rounds else {}  # deprecated since
-    return pd.read_csv(path, **exact, **options)
+    return pd.read_csv(file, **exact, **options)
