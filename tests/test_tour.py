@@ -22,11 +22,12 @@ RETRAINED = {"2013-07": 0.756, "2013-09": 0.715}
 
 
 def memory(process):
-    "Resident memory of a process and its children, in bytes"
+    "Memory of a process and its children, in bytes; what they share, such as libraries, is counted once where the system says how much"
     total = 0
     for p in [process, *process.children(recursive=True)]:
         try:
-            total += p.memory_info().rss
+            info = p.memory_full_info()
+            total += getattr(info, "pss", info.rss)
         except psutil.Error:
             pass
     return total
