@@ -133,9 +133,10 @@ def workspace(where: str, read_only: bool = False,
 def read_frame(path: Path) -> pd.DataFrame: # raises ParameterError if it cannot be read
     "A table from a file"
     import pandas as pd
+    from mlnb.core.source import read_csv
     def text(p: Path) -> str: return p.read_text(encoding="utf-8")
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".parquet": pd.read_parquet, ".csv": lambda p: pd.read_csv(p, dtype={"id": str}),
+        ".parquet": pd.read_parquet, ".csv": lambda p: read_csv(p, dtype={"id": str}),
         ".json": lambda p: pd.DataFrame(json.loads(text(p))), ".jsonl": lambda p: pd.DataFrame(map(json.loads, text(p).splitlines()))}
     if path.suffix not in readers: raise ParameterError(f"{path} is no table that can be read; give a file that ends in {', '.join(readers)}")
     try: return readers[path.suffix](path)

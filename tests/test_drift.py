@@ -12,7 +12,7 @@ from scipy.spatial import distance as spatial
 
 from mlnb.core.errors import NotFound, ParameterError, SchemaError
 from mlnb.core.profile import BLOCK, CategoricalProfile, bin_edges, count_levels, count_numbers, profile
-from mlnb.monitor.distances import (homogeneity, jensen_shannon, ks_distance, ks_p_value, ks_threshold, lump, new_levels_p_value, nulls_p_value, population_stability, total_variation,
+from mlnb.monitor.distances import (homogeneity, jensen_shannon, ks_distance, ks_p_value, lump, new_levels_p_value, nulls_p_value, population_stability, total_variation,
                                      wasserstein)
 from mlnb.monitor.drift import drift
 from mlnb.monitor.feature import _coarse, _points, compare, measure
@@ -61,7 +61,7 @@ def test_ks_p_value_is_an_upper_bound(n, m):
         exact = stats.ks_2samp(rng.normal(size=n), rng.normal(shift, 1, m), method="exact")
         if exact.pvalue < .2: assert exact.pvalue * .99 <= ks_p_value(exact.statistic, n, m)
         if 1e-6 < exact.pvalue < .2 and min(n, m) >= 50: assert ks_p_value(exact.statistic, n, m) <= 2.5 * exact.pvalue
-    assert ks_p_value(ks_threshold(.001, n, m), n, m) >= .001 - 1e-9
+    assert ks_p_value(special.kolmogi(.001) / np.sqrt(n * m / (n + m)), n, m) >= .001 - 1e-9
 
 
 def test_homogeneity_is_scipys():

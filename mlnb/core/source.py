@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import IO, Any, ClassVar, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
@@ -24,8 +24,8 @@ from .errors import ParameterError, SchemaError
 from .schema import Column, Schema, as_frame
 
 # %% auto #0
-__all__ = ['AnySource', 'reading', 'from_text', 'csv_parts', 'guess', 'parquet_parts', 'even', 'Source', 'frame_rows',
-           'open_table', 'Stream', 'is_dask', 'Partitions', 'is_streamed', 'open_source', 'read_all']
+__all__ = ['BUFFER', 'AnySource', 'reading', 'from_text', 'csv_parts', 'guess', 'parquet_parts', 'even', 'Source', 'frame_rows',
+           'open_table', 'Stream', 'is_dask', 'Partitions', 'is_streamed', 'open_source', 'read_all', 'read_csv']
 
 # %% ../../nbs/core/source.ipynb #65e0f384
 @contextmanager
@@ -96,12 +96,14 @@ def _casts(cells: pa.Array, kind: pa.DataType) -> bool:
     except pa.ArrowInvalid: return False
     return True
 
-# %% ../../nbs/core/source.ipynb #cba98c40
+# %% ../../nbs/core/source.ipynb #c2288a54
 def _fitted(part: pa.RecordBatch, field: pa.Field, folders: Mapping[str, Any], coded: bool) -> pa.Array:
     "A column as the data set has it"
     if field.name not in part.schema.names: return pa.array([folders.get(field.name)] * part.num_rows, field.type)
     found = part[field.name]
     return found if found.type == field.type or coded and pa.types.is_dictionary(found.type) else found.cast(field.type)
+
+BUFFER = 1 << 16 if int(pa.__version__.split(".")[0]) >= 19 else 0  # bytes of a column to hold; 0: all that a group stores
 
 def parquet_parts(fragment: Any,       # a file of a data set
                   fields: list[pa.Field], # the columns to read, as the data set has them
@@ -110,7 +112,7 @@ def parquet_parts(fragment: Any,       # a file of a data set
                   ) -> Iterator[pa.RecordBatch]:
     "A Parquet file step by step"
     coded, folders = set(coded), ds.get_partition_keys(fragment.partition_expression)
-    with pq.ParquetFile(fragment.open(), read_dictionary=sorted(coded), buffer_size=1 << 16, pre_buffer=False) as file:
+    with pq.ParquetFile(fragment.open(), read_dictionary=sorted(coded), buffer_size=BUFFER, pre_buffer=False) as file:
         has = set(file.schema_arrow.names)
         names = [f.name for f in fields if f.name in has] or file.schema_arrow.names[:1]
         for part in file.iter_batches(rows, row_groups=[g.id for g in fragment.row_groups], columns=names, use_threads=False):
@@ -291,3 +293,12 @@ def open_source(x: Any,  # a frame, a path (.parquet, .csv, a folder), a pyarrow
 def read_all(x: Any) -> pd.DataFrame: # raises ParameterError naming it if it cannot be read
     "A table of any kind as one frame"
     return pd.concat(open_source(x).frames(), ignore_index=True) if is_streamed(x) else as_frame(x)
+
+# %% ../../nbs/core/source.ipynb #91578b63
+def read_csv(file: str | os.PathLike[str] | IO[bytes],
+             **options: Any,    # of pandas
+             ) -> pd.DataFrame: # what pandas raises, if it cannot be read
+    "A CSV file at once, with all digits"
+    rounds = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if rounds else {}  # deprecated since
+    return pd.read_csv(file, **exact, **options)

@@ -14,8 +14,8 @@ from scipy import special, stats
 from ..core.columns import Array
 
 # %% auto #0
-__all__ = ['ks_distance', 'total_variation', 'population_stability', 'jensen_shannon', 'wasserstein', 'ks_p_value',
-           'ks_threshold', 'lump', 'Homogeneity', 'homogeneity', 'new_levels_p_value', 'nulls_p_value']
+__all__ = ['ks_distance', 'total_variation', 'population_stability', 'jensen_shannon', 'wasserstein', 'ks_p_value', 'lump',
+           'Homogeneity', 'homogeneity', 'new_levels_p_value', 'nulls_p_value']
 
 # %% ../../nbs/monitor/distances.ipynb #4cb96601
 def _shares(a: Array, b: Array) -> tuple[Array, Array]:
@@ -52,14 +52,10 @@ def wasserstein(points: Array,     # where the mass of each cell lies, increasin
     p, q = _shares(a, b)
     return float(np.diff(points) @ abs(np.cumsum(p - q))[:-1])
 
-# %% ../../nbs/monitor/distances.ipynb #69faa9ad
+# %% ../../nbs/monitor/distances.ipynb #5007587d
 def ks_p_value(distance: float, n: int, m: int) -> float: # both sizes
     "Probability of so large a KS distance without drift, at most"
     return float(special.kolmogorov(math.sqrt(n * m / (n + m)) * distance))
-
-def ks_threshold(level: float, n: int, m: int) -> float: # beyond 1 when there are too few rows to be certain
-    "The distance whose p-value is `level`"
-    return float(special.kolmogi(level)) / math.sqrt(n * m / (n + m))
 
 # %% ../../nbs/monitor/distances.ipynb #d8666448
 def lump(a: Array, b: Array,     # counts of each level in both samples
