@@ -966,6 +966,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mlnb/monitor/deployed.py'),
                                        'mlnb.monitor.deployed._fitted_copy': ( 'monitor/deployed.html#_fitted_copy',
                                                                                'mlnb/monitor/deployed.py'),
+                                       'mlnb.monitor.deployed._one_line': ('monitor/deployed.html#_one_line', 'mlnb/monitor/deployed.py'),
                                        'mlnb.monitor.deployed._print': ('monitor/deployed.html#_print', 'mlnb/monitor/deployed.py'),
                                        'mlnb.monitor.deployed._training_rows': ( 'monitor/deployed.html#_training_rows',
                                                                                  'mlnb/monitor/deployed.py'),

@@ -251,8 +251,10 @@ def attempt(judge: Callable[..., T], *args: Any, tell: Callable[[str], object] |
     except MlnbError as e: (tell or _print)(str(e))
     return None
 
-# %% ../../nbs/monitor/deployed.ipynb #321707f4
+# %% ../../nbs/monitor/deployed.ipynb #2bac73e5
 ENOUGH = .9  # share of answers with a label, from which no estimate is needed
+
+def _one_line(why: str) -> str: return "; ".join(t.strip(" -") for t in why.splitlines()).replace(":; ", ": ")
 
 def _estimate_unless_labelled(dep: Deployment, measured: PerformanceReport | None, since: TimeLike | None, until: TimeLike | None, chunk: str, budget: float,
                               tell: Callable[[str], object]) -> EstimateReport | None: # of the last chunks
@@ -278,7 +280,7 @@ def deployment_harm(dep: Deployment,
     from mlnb.monitor.impact import deployment_impact, harm
     from mlnb.monitor.performance import deployment_performance
     unknown: dict[str, str] = {}
-    def note(what: str) -> Callable[[str], object]: return lambda why: unknown.__setitem__(what, why)
+    def note(what: str) -> Callable[[str], object]: return lambda why: unknown.__setitem__(what, _one_line(why))
     report, allowed = deployment_drift(dep, since, until) if drift is None else drift, chunk_budget(budget, chunk)
     effects = attempt(deployment_impact, dep, since, until, drift=report, tell=note("impact")) if report.alarm else None
     measured = attempt(deployment_performance, dep, since, until, chunk=chunk, reference=usual_window(dep, since, until, chunk), budget=allowed, tell=note("realised performance"))
