@@ -163,6 +163,11 @@ def test_harm_says_what_cannot_be_known(tmp_path):
     assert "impact: late v1 gives labels only, and no scores that could move" in said and "estimated performance: there is no reference for an estimate" in said
 
 
+def test_harm_keeps_to_the_budget_for_the_data_too(tmp_path):
+    dep = asked_of(tmp_path, turn=False)
+    assert dep.harm("2013-02-10", budget="1 per 90 days").drift.budget == dep.drift("2013-02-10", budget="1 per 90 days").budget < dep.harm("2013-02-10").drift.budget
+
+
 def test_slices_and_pairs_need_the_training_rows(tmp_path):
     dep = asked_of(tmp_path / "kept", turn=False)
     assert dep.drift_segments("2013-02-10").table()["of"].iloc[0] == "wind" and dep.multivariate_drift("2013-02-10").alarm

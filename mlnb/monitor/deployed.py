@@ -251,7 +251,7 @@ def attempt(judge: Callable[..., T], *args: Any, tell: Callable[[str], object] |
     except MlnbError as e: (tell or _print)(str(e))
     return None
 
-# %% ../../nbs/monitor/deployed.ipynb #2bac73e5
+# %% ../../nbs/monitor/deployed.ipynb #7fc67299
 ENOUGH = .9  # share of answers with a label, from which no estimate is needed
 
 def _one_line(why: str) -> str: return "; ".join(t.strip(" -") for t in why.splitlines()).replace(":; ", ": ")
@@ -272,7 +272,7 @@ def deployment_harm(dep: Deployment,
                     since: TimeLike | None = None,   # start of the window of event time, included; the beginning by default
                     until: TimeLike | None = None,   # its end, excluded
                     *, chunk: str = "7D",            # the stretches in which the performance is judged
-                    budget: Any = None,              # false alarms: "1 per 90 days", or the number to expect in a stretch; 0.05 in a stretch by default
+                    budget: Any = None,              # false alarms: "1 per 90 days", or the number to expect in a check of the data and in a stretch; 0.05 by default
                     drift: DriftReport | None = None, # of the same window, if it is there already
                     ) -> HarmReport:                 # what cannot be known is said in its reasons
     "Did the data drift, what does that do to the answers, and are they worse?"
@@ -281,7 +281,7 @@ def deployment_harm(dep: Deployment,
     from mlnb.monitor.performance import deployment_performance
     unknown: dict[str, str] = {}
     def note(what: str) -> Callable[[str], object]: return lambda why: unknown.__setitem__(what, _one_line(why))
-    report, allowed = deployment_drift(dep, since, until) if drift is None else drift, chunk_budget(budget, chunk)
+    report, allowed = deployment_drift(dep, since, until, budget=budget) if drift is None else drift, chunk_budget(budget, chunk)
     effects = attempt(deployment_impact, dep, since, until, drift=report, tell=note("impact")) if report.alarm else None
     measured = attempt(deployment_performance, dep, since, until, chunk=chunk, reference=usual_window(dep, since, until, chunk), budget=allowed, tell=note("realised performance"))
     estimated = _estimate_unless_labelled(dep, measured, since, until, chunk, allowed, note("estimated performance"))
