@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Task', 'RESERVED', 'Workspace', 'open', 'label_text', 'task_of', 'outputs_of', 'check_name', 'ModelVersion',
            'load_model', 'training_data', 'version_by_id', 'models', 'versions', 'version', 'register', 'Deployment',
-           'deployments', 'deployment', 'holder', 'deploy', 'Decision', 'apply_decision', 'promote', 'rollback',
-           'history', 'decisions']
+           'deployments', 'deployment', 'holder', 'deploy', 'Decision', 'check_columns', 'active_rollout',
+           'apply_decision', 'promote', 'rollback', 'history', 'decisions']
 
 # %% ../../nbs/core/registry.ipynb #6d8cd821
 class Workspace(Verbs):
@@ -411,29 +411,41 @@ def _check_time(c: sa.Connection, dep: Deployment, t: int) -> None:
     if last is not None and t < last:
         raise ParameterError(f"at={clock.timestamp(t)} is before the latest change of the champion, {clock.timestamp(last)}; history is not rewritten, give a later time")
 
-# %% ../../nbs/core/registry.ipynb #61a9d46c
-def _check_columns(dep: Deployment, version: ModelVersion) -> None:
+# %% ../../nbs/core/registry.ipynb #828c3cca
+def check_columns(dep: Deployment, version: ModelVersion) -> None: # raises SchemaError naming each column
     "Refuse a version that expects other columns"
     mine, theirs = ({col.name: col.kind for col in s.columns} for s in (dep.schema, version.schema))
     diff = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
     if diff: raise SchemaError([Problem(k, "type", f"column {k!r} is {mine.get(k, 'absent')} in deployment {dep.name!r} and {theirs.get(k, 'absent')} in {version.label}")
                                 for k in diff], f"schema of {version.label}")
 
-# %% ../../nbs/core/registry.ipynb #601ca409
+# %% ../../nbs/core/registry.ipynb #60b42707
+def active_rollout(c: sa.Connection, dep: Deployment) -> sa.Row[Any] | None:
+    "The rollout that is under way in a deployment"
+    return c.execute(sa.select(st.ROLLOUTS).where(st.ROLLOUTS.c.deployment_id == dep.id, st.ROLLOUTS.c.active == 1)).first()
+
+def _check_no_rollout(c: sa.Connection, dep: Deployment) -> None:
+    "Refuse to change the champion of a test that is under way"
+    if (found := active_rollout(c, dep)) is not None:
+        raise ParameterError(f"a rollout of {dep.name!r} is under way (state: {found.state}), and compares with {dep.champion.label}; end it first, with its own promote or rollback and a reason")
+
+# %% ../../nbs/core/registry.ipynb #08246c9d
 def apply_decision(ws: Workspace,
                    decision: Decision,
                    *,
                    actor: str = "user",              # who decided: "user", or "report <run>"
                    connection: sa.Connection | None = None,  # a transaction to do it in; an own one by default
-                   ) -> None:
+                   by_rollout: bool = False,         # is it the rollout under way that decides?
+                   ) -> None:                        # raises ParameterError if it cannot take effect
     "Let a decision take effect, and keep it"
     if connection is None:
-        with ws.store.write() as c: return apply_decision(ws, decision, actor=actor, connection=c)
+        with ws.store.write() as c: return apply_decision(ws, decision, actor=actor, connection=c, by_rollout=by_rollout)
     dep, chosen, t = _named(ws, decision)
     common = {"deployment_id": dep.id, "version_id": chosen.id, "at": t, "recorded": clock.now(), "reason": decision.reason, "actor": actor}
     if decision.action != "refuse":
+        if not by_rollout: _check_no_rollout(connection, dep)
         _check_time(connection, dep, t)
-        _check_columns(dep, chosen)
+        check_columns(dep, chosen)
         connection.execute(st.ROLES.insert().values(role="champion", **common))
     connection.execute(st.DECISIONS.insert().values(action=decision.action, **common))
 

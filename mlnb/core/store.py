@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['FORMAT', 'metadata', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS', 'WINDOWS',
-           'FOLDED', 'Store', 'open_store', 'artefact_path', 'put', 'get', 'fetch']
+__all__ = ['FORMAT', 'metadata', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS', 'ROLLOUTS',
+           'MOVES', 'WINDOWS', 'FOLDED', 'Store', 'open_store', 'artefact_path', 'put', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -38,8 +38,8 @@ def _int(name: str, null: bool = False, **kw: Any) -> sa.Column[Any]: return sa.
 
 META = sa.Table("meta", metadata, sa.Column("key", sa.Text, primary_key=True), _text("value"))
 
-# %% ../../nbs/core/store.ipynb #7547eca9
-def _table(name: str, *columns: sa.Column[Any] | sa.UniqueConstraint) -> sa.Table:
+# %% ../../nbs/core/store.ipynb #2dd1d0cd
+def _table(name: str, *columns: sa.Column[Any] | sa.UniqueConstraint | sa.Index) -> sa.Table:
     "A table with a running number as its key"
     return sa.Table(name, metadata, sa.Column("id", sa.Integer, primary_key=True), *columns)
 
@@ -59,6 +59,12 @@ DECISIONS = _table("decisions", _int("deployment_id", index=True), _text("action
 REPORTS = _table("reports", _text("run", unique=True), _text("name"), _text("deployment", null=True), _text("status"), _text("params"),
                  _int("started"), _int("finished", null=True), _text("notebook", null=True), _text("html", null=True),
                  _text("provenance", null=True), _text("result", null=True), _text("decision", null=True), _text("error", null=True))
+
+# %% ../../nbs/core/store.ipynb #b50fa6fd
+ROLLOUTS = _table("rollouts", _int("deployment_id"), _text("versions"), _text("plan"), _text("salt"), _text("state"), _int("stage"), _int("moves"),
+                  _int("active"), _int("started"), sa.Index("one_active_rollout", "deployment_id", unique=True, sqlite_where=sa.text("active = 1"), postgresql_where=sa.text("active = 1")))
+MOVES = _table("moves", _int("rollout_id"), _int("number"), _text("state"), _int("stage"), _int("at"), _int("recorded"), _text("reason"), _text("actor"),
+               _text("evidence", null=True), sa.UniqueConstraint("rollout_id", "number"))
 
 # %% ../../nbs/core/store.ipynb #4b3b52e8
 WINDOWS = _table("windows", _int("deployment_id"), _int("version_id"), _int("day"), _int("rows"), sa.Column("profile", sa.LargeBinary, nullable=False),
