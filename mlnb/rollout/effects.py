@@ -167,7 +167,7 @@ def quantile_of(x: np.ndarray,                   # values, shape (n,), n >= 1
     part = np.sort(x)[first:first + len(w)] - value
     return value, float(max(w @ part**2 - (w @ part)**2, 0)), n
 
-# %% ../../nbs/rollout/effects.ipynb #5f5427fa
+# %% ../../nbs/rollout/effects.ipynb #cac218a6
 def quantile_effect(x: Any, y: Any,       # values of the control and of the treatment, numbers without nulls
                     q: float,             # which quantile, in (0, 1)
                     units_x: Any = None,  # the unit of each value; None: each is a unit of its own
@@ -179,10 +179,11 @@ def quantile_effect(x: Any, y: Any,       # values of the control and of the tre
         if not np.isfinite(v).all(): bad.append(f"the {name} is null or infinite in {int((~np.isfinite(v)).sum()):,} of {len(v):,} values; leave these out")
         if u is not None and len(u) != len(v): bad.append(f"the {name} has {len(v):,} values and {len(u):,} units")
     if bad: raise ParameterError("\n".join(["no quantiles of these values:", *(f"  - {b}" for b in bad)]))
-    (a, u, n), (b, v, m) = (quantile_of(v, q, None if w is None else np.asarray(w)) if len(v) else (np.nan, np.nan, 0) for v, w in zip(found, (units_x, units_y), strict=True))
-    return effect_of(a, b, u, v, n, m)
+    def arm(v: np.ndarray, units: Any) -> tuple[float, float, int]: return quantile_of(v, q, None if units is None else np.asarray(units)) if len(v) else (np.nan, np.nan, 0)
+    (a, var_a, n_a), (b, var_b, n_b) = arm(found[0], units_x), arm(found[1], units_y)
+    return effect_of(a, b, var_a, var_b, n_a, n_b)
 
-# %% ../../nbs/rollout/effects.ipynb #5dba9f1b
+# %% ../../nbs/rollout/effects.ipynb #122f4683
 def relative(effect: Effect) -> float: # NaN if the control is 0
     "The effect as a share of the control's size"
     return effect.estimate / abs(effect.control) if effect.control else np.nan
@@ -197,6 +198,7 @@ def fieller(effect: Effect,
     low, high, lead = -np.inf, np.inf, c**2 - far**2 * u
     if lead > 0:
         half = far * np.sqrt(v * lead + t**2 * u)
-        low, high = sorted(np.sign(effect.control) * ((c * t + s * half) / lead - 1) for s in (-1, 1))
+        one, two = (float(np.sign(effect.control) * ((c * t + s * half) / lead - 1)) for s in (-1, 1))
+        low, high = min(one, two), max(one, two)
     low, high = max(low, 0.0) if lower > 0 else min(low, 0.0), min(high, 0.0) if upper < 0 else max(high, 0.0)
-    return -np.inf if np.isneginf(lower) else float(low), np.inf if np.isposinf(upper) else float(high)
+    return -np.inf if np.isneginf(lower) else low, np.inf if np.isposinf(upper) else high
