@@ -148,7 +148,7 @@ def quantile_weights(n: int,        # values
     below[0], below[-1] = 0, 1
     return low, np.diff(below)
 
-# %% ../../nbs/rollout/effects.ipynb #fd63b0fc
+# %% ../../nbs/rollout/effects.ipynb #87db7bb6
 def _worth(below: np.ndarray, q: float, units: np.ndarray | None) -> tuple[float, int]: # at most n; and the number of units
     "So many independent values, as far as their share below the quantile is concerned"
     if units is None: return len(below), len(below)
@@ -165,7 +165,7 @@ def quantile_of(x: np.ndarray,                   # values, shape (n,), n >= 1
     worth, n = _worth((x <= value).astype(float), q, units)
     first, w = quantile_weights(len(x), q, worth)
     part = np.sort(x)[first:first + len(w)] - value
-    return value, float(max(w @ part**2 - (w @ part)**2, 0)), n
+    return value, float(np.maximum(w @ part**2 - (w @ part)**2, 0)), n
 
 # %% ../../nbs/rollout/effects.ipynb #cac218a6
 def quantile_effect(x: Any, y: Any,       # values of the control and of the treatment, numbers without nulls
