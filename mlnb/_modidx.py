@@ -1754,6 +1754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/rollout/pairs.py'),
                                     'mlnb.rollout.pairs.PairedSums.of': ('rollout/pairs.html#pairedsums.of', 'mlnb/rollout/pairs.py'),
                                     'mlnb.rollout.pairs.Rows': ('rollout/pairs.html#rows', 'mlnb/rollout/pairs.py'),
+                                    'mlnb.rollout.pairs.Rows.take': ('rollout/pairs.html#rows.take', 'mlnb/rollout/pairs.py'),
                                     'mlnb.rollout.pairs._accuracy': ('rollout/pairs.html#_accuracy', 'mlnb/rollout/pairs.py'),
                                     'mlnb.rollout.pairs._add': ('rollout/pairs.html#_add', 'mlnb/rollout/pairs.py'),
                                     'mlnb.rollout.pairs._by_unit': ('rollout/pairs.html#_by_unit', 'mlnb/rollout/pairs.py'),
