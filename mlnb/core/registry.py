@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Task', 'RESERVED', 'Workspace', 'open', 'label_text', 'task_of', 'outputs_of', 'check_name', 'ModelVersion',
+__all__ = ['Task', 'RESERVED', 'Workspace', 'open', 'label_text', 'task_of', 'outputs_of', 'check_name', 'Kept', 'ModelVersion',
            'load_model', 'training_data', 'version_by_id', 'models', 'versions', 'version', 'register', 'Deployment',
            'deployments', 'deployment', 'holder', 'deploy', 'Decision', 'check_columns', 'active_rollout',
            'apply_decision', 'promote', 'rollback', 'history', 'decisions']
@@ -188,8 +188,8 @@ def _insert_version(ws: Workspace, name: str, values: dict[str, Any]) -> int:
         c.execute(st.VERSIONS.insert().values(model_id=model_id, number=number, **values))
     return int(number)
 
-# %% ../../nbs/core/registry.ipynb #663aafb8
-class _Row(Verbs):
+# %% ../../nbs/core/registry.ipynb #87743557
+class Kept(Verbs):
     "An object that stands for a row of a workspace: equal if it is the same row"
     ws: Workspace
     row: Any
@@ -199,9 +199,9 @@ class _Row(Verbs):
     def __eq__(self, other: object) -> bool: return type(other) is type(self) and (other.ws.path, other.id) == (self.ws.path, self.id)
     def __hash__(self) -> int: return hash((type(self).__name__, self.id))
 
-# %% ../../nbs/core/registry.ipynb #835d55aa
+# %% ../../nbs/core/registry.ipynb #c0d6951f
 @dataclass(frozen=True, repr=False, eq=False)
-class ModelVersion(_Row):
+class ModelVersion(Kept):
     "A model that was registered; it never changes"
     ws: Workspace
     row: Any    # its row in the database
@@ -318,9 +318,9 @@ def _insert_deployment(ws: Workspace, name: str, version: ModelVersion, strict: 
         c.execute(st.ROLES.insert().values(deployment_id=key, role="champion", version_id=version.id, at=t, recorded=clock.now(),
                                            reason="first deployment", actor="user"))
 
-# %% ../../nbs/core/registry.ipynb #9f222c0a
+# %% ../../nbs/core/registry.ipynb #1c07aa99
 @dataclass(frozen=True, repr=False, eq=False)
-class Deployment(_Row):
+class Deployment(Kept):
     "A name that answers requests"
     ws: Workspace
     row: Any  # its row in the database
