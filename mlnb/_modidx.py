@@ -1737,6 +1737,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlnb.rollout.charts._reach': ('rollout/charts.html#_reach', 'mlnb/rollout/charts.py'),
                                      'mlnb.rollout.charts._since': ('rollout/charts.html#_since', 'mlnb/rollout/charts.py'),
                                      'mlnb.rollout.charts.first_certain': ('rollout/charts.html#first_certain', 'mlnb/rollout/charts.py'),
+                                     'mlnb.rollout.charts.harm_of': ('rollout/charts.html#harm_of', 'mlnb/rollout/charts.py'),
                                      'mlnb.rollout.charts.plot_course': ('rollout/charts.html#plot_course', 'mlnb/rollout/charts.py'),
                                      'mlnb.rollout.charts.plot_effects': ('rollout/charts.html#plot_effects', 'mlnb/rollout/charts.py'),
                                      'mlnb.rollout.charts.title_of': ('rollout/charts.html#title_of', 'mlnb/rollout/charts.py')},

@@ -168,7 +168,7 @@ def compare(metric: AnyMetric,                # what to compare
     return Comparison(metric.label, arm, metric.better, e.control, e.treatment, e.estimate, e.se, lower, upper, p,
                       relative(e), *related(metric, e, how, lower, upper), e.n_control, e.n_treatment, metric.margin, verdict, why)
 
-# %% ../../nbs/rollout/comparison.ipynb #ab98a95d
+# %% ../../nbs/rollout/comparison.ipynb #34340694
 def _ends(lower: float, upper: float, form: str = ".4g", percent: bool = False) -> str:
     "An interval as text"
     def end(x: float) -> str: return f"{x:+{form}}".replace("inf", "∞") if not percent or np.isinf(x) else f"{x:+.1%}"
@@ -178,7 +178,7 @@ def sentence(c: Comparison, # as `compare` returned it
              ) -> str:      # with all numbers that the verdict rests on
     "A comparison in words"
     if c.verdict == "unknown": return f"{c.metric} of {c.arm} cannot be judged: {c.reason}"
-    what = {"better": "certainly better", "worse": "certainly worse" + (f", and by more than the tolerated {c.margin:g}" if c.margin else ""), "unclear": "not certainly different" if c.margin is None else f"perhaps worse by more than the tolerated {c.margin:g}",
+    what = {"better": "certainly better", "worse": "certainly worse" + (f", by an estimate beyond the tolerated {c.margin:g}" if c.margin else ""), "unclear": "not certainly different" if c.margin is None else f"perhaps worse by more than the tolerated {c.margin:g}",
             "no worse": f"certainly no worse than the tolerated {c.margin:g}" if c.margin else "certainly no worse"}[c.verdict]
     share = f", {c.relative:+.1%}" if np.isfinite(c.relative) else ""
     return f"{c.metric} of {c.arm} is {what}: {c.treatment:.4g} against {c.control:.4g}, a difference of {c.difference:+.3g} {_ends(c.lower, c.upper, '.3g')}{share}"
