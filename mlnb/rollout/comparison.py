@@ -18,8 +18,8 @@ from .moments import Moments
 from .sequential import anytime_p, confidence_sequence, rare_difference, rate_sequence
 
 # %% auto #0
-__all__ = ['Verdict', 'FEWEST', 'EXPECTED', 'Inference', 'verdict_of', 'Comparison', 'lacking', 'Looking', 'judged', 'related',
-           'compare', 'sentence']
+__all__ = ['Verdict', 'FEWEST', 'EXPECTED', 'EVENTS', 'Inference', 'verdict_of', 'Comparison', 'lacking', 'Looking', 'judged',
+           'related', 'compare', 'sentence']
 
 # %% ../../nbs/rollout/comparison.ipynb #e16787b2
 Verdict = Literal["better", "no worse", "worse", "unclear", "unknown"]
@@ -58,9 +58,10 @@ class Comparison(NamedTuple):
     verdict: Verdict
     reason: str             # why it is unknown
 
-# %% ../../nbs/rollout/comparison.ipynb #acf653cf
+# %% ../../nbs/rollout/comparison.ipynb #c2b9daa7
 FEWEST = 10    # units of each arm
 EXPECTED = 5.0 # events of each arm, and as many without
+EVENTS = 20.0  # of both arms at which the share of rare events is known best, as in `rare_difference`
 
 def lacking(metric: AnyMetric, e: Effect) -> str: # empty: it can be judged
     "Why an effect cannot be judged"
@@ -116,21 +117,22 @@ def judged(metric: AnyMetric, e: Effect, how: Looking) -> tuple[float, float, fl
         found = (*confidence_sequence(e.estimate, e.se, n, how.alpha, how.horizon, how.alternative), anytime_p(e.estimate, e.se, n, how.alpha, how.horizon, how.alternative))
     return float(found[0]), float(found[1]), float(found[2])
 
-# %% ../../nbs/rollout/comparison.ipynb #7eabf092
+# %% ../../nbs/rollout/comparison.ipynb #4d543c8c
 def related(metric: AnyMetric, e: Effect, how: Looking, lower: float, upper: float) -> tuple[float, float]: # lower, upper
     "The interval of the relative difference, which has the sign of the absolute one"
     if not (isinstance(metric, Proportion) and metric.rare): return fieller(e, lower, upper)
     if np.isnan(lower): return np.nan, np.nan
     a, b = _events(e)
     if not a + b: return -np.inf, np.inf
-    ends = [float(q) / (1 - float(q)) * (1 - how.share) / how.share - 1 if q < 1 else np.inf for q in rate_sequence(b, a + b, how.alpha / 2, how.horizon, how.alternative)]
+    ends = [float(q) / (1 - float(q)) * (1 - how.share) / how.share - 1 if q < 1 else np.inf for q in rate_sequence(b, a + b, how.alpha / 2, EVENTS, how.alternative)]
     return max(ends[0], 0.0) if lower > 0 else min(ends[0], 0.0), min(ends[1], 0.0) if upper < 0 else max(ends[1], 0.0)
 
-# %% ../../nbs/rollout/comparison.ipynb #b27231bf
+# %% ../../nbs/rollout/comparison.ipynb #e9bfff7d
 def _check(metric: Any, control: Any, treatment: Any, how: Looking) -> None:
     "Raise one ParameterError with all that is wrong"
     bad = [] if isinstance(metric, Measure) else [f"metric is {type(metric).__name__} {metric!r}; give a Mean, Proportion, Ratio or Quantile"]
-    if not 0 < how.alpha < 1: bad.append(f"alpha={how.alpha!r} is no rate of false decisions; give one between 0 and 1 such as .05")
+    most = 1.0 if how.alternative == "two-sided" else .5
+    if not 0 < how.alpha < most: bad.append(f"alpha={how.alpha!r} is no rate of false decisions; give one between 0 and {most:g} such as .05")
     if how.inference not in ("always", "fixed", "planned"): bad.append(f"inference={how.inference!r} is unknown; give always, fixed or planned")
     if how.alternative not in ("two-sided", "greater", "less"): bad.append(f"alternative={how.alternative!r} is unknown; give two-sided, greater or less")
     if not 0 < how.horizon < np.inf: bad.append(f"horizon={how.horizon!r} is no number of units; give that of both arms at which to be most exact")
