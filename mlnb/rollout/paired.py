@@ -41,11 +41,11 @@ class Agreement(NamedTuple):
     distance: float | None    # mean distance of the scores or numbers; None without scores
     correlation: float | None # None also where either never changes
 
-# %% ../../nbs/rollout/paired.ipynb #a5bf2c61
-def agreement(sums: PairedSums, alpha: float = .05, inference: Literal["always", "fixed"] = "always") -> Agreement:
+# %% ../../nbs/rollout/paired.ipynb #a442122e
+def agreement(sums: PairedSums, look: Look = Look()) -> Agreement:  # noqa: B008
     "Agreement of labels and scores"
     m, far = sums.rows.get("score"), sums.rows.get("distance")
-    same = paired_comparisons(sums, ["agreement"], alpha=alpha, inference=inference)[0] if sums.task in KNOWN and sums.task != "regression" else None
+    same = paired_comparisons(sums, ["agreement"], **look._asdict())[0] if sums.task in KNOWN and sums.task != "regression" else None
     share, lower, upper = (None, None, None) if same is None or same.verdict == "unknown" else (same.treatment, 1 + same.lower, 1 + same.upper)
     variances = np.diag(m.cross)[1:] if m is not None else np.zeros(2)
     return Agreement(sums.rows.get("agreement", far or Moments.empty(COLUMNS)).n, share, lower, upper, float(far.mean[2]) if far is not None and far.n else None,
@@ -56,7 +56,7 @@ def latency_table(sums: PairedSums) -> pd.DataFrame: # one row each: champion, c
     "Quantiles of the times"
     return pd.DataFrame([{"of": k, "n": (n := c.total()), **{f"p{q:g}": ranked(c, n * q / 100) for q in (50, 95, 99)}} for k, c in sums.ms.items()])
 
-# %% ../../nbs/rollout/paired.ipynb #f5e7acea
+# %% ../../nbs/rollout/paired.ipynb #8bfa79e8
 LOOKS = 40
 
 def course(rows: Rows,            # as from `read_rows`
@@ -68,7 +68,7 @@ def course(rows: Rows,            # as from `read_rows`
     "What was known when"
     parts, out = [p for p in np.array_split(order, min(LOOKS, max(len(order) // 10, 1))) if len(p)], []
     for p, sums in zip(parts, accumulate(sums_of(rows, p) for p in parts), strict=True):
-        for c in paired_comparisons(sums, metrics, alpha=look.alpha, inference=look.inference, horizon=look.horizon):  # type: ignore[arg-type]
+        for c in paired_comparisons(sums, metrics, **look._asdict()):
             out.append({"at": at[p[-1]], "rows": sums.n, "metric": c.metric, "difference": c.difference, "lower": c.lower, "upper": c.upper, "verdict": c.verdict})
     return pd.DataFrame(out, columns=["at", "rows", "metric", "difference", "lower", "upper", "verdict"]).astype(dict.fromkeys(("difference", "lower", "upper"), float))
 
@@ -171,10 +171,10 @@ def _told(c: Any) -> str: # c: a row of the table
     "One comparison in a sentence"
     return sentence(Comparison(*c)._replace(metric=c.metric.replace("_", " "), margin=float(c.margin) if c.margin >= 0 else None))
 
-# %% ../../nbs/rollout/paired.ipynb #173e3b40
+# %% ../../nbs/rollout/paired.ipynb #8d2308cc
 def _shares(r: ShadowReport) -> list[str]:
     "Agreement, McNemar and labels in sentences"
-    a, table = agreement(r.sums, r.look.alpha, r.look.inference), mcnemar(r.sums)  # type: ignore[arg-type]
+    a, table = agreement(r.sums, r.look), mcnemar(r.sums, r.look)
     out = [] if a.labels is None else [f"the labels agree in {a.labels:.2%} of {a.n:,} rows [{a.lower:.2%}, {a.upper:.2%}]"]
     if a.distance is not None: out.append(f"the {'numbers' if r.sums.task == 'regression' else 'scores'} differ by {a.distance:.3g} on average" + ("" if a.correlation is None else f"; their correlation is {a.correlation:.3f}"))
     if table and table.champion + table.challenger:
@@ -193,12 +193,12 @@ def _reasons(r: ShadowReport) -> list[str]:
     apart = [] if r.apart is None else [f"they differ more where {x.slice}: a {r.apart.metric} of {x.value:.3f} against {x.other:.3f} in the rest ({x.rows:,} rows, {x.share:.1%})" for x in r.apart.rows[r.apart.rows["alarm"]].head(3).itertuples()]
     return [*slices, *out, *_shares(r), *apart]
 
-# %% ../../nbs/rollout/paired.ipynb #8a907fa8
+# %% ../../nbs/rollout/paired.ipynb #fa806888
 def _facts(r: ShadowReport) -> dict[str, Any]:
     "What the table does not say"
-    table = mcnemar(r.sums)
+    table = mcnemar(r.sums, r.look)
     return {"n": r.sums.n, "labelled": r.sums.labelled, "alpha": r.look.alpha, "inference": r.look.inference, "horizon": r.look.horizon,
-            "agreement": agreement(r.sums, r.look.alpha, r.look.inference)._asdict(), "mcnemar": table and table._asdict(),  # type: ignore[arg-type]
+            "agreement": agreement(r.sums, r.look)._asdict(), "mcnemar": table and table._asdict(),
             "latency": latency_table(r.sums).to_dict("records"), "course": r.course.to_dict("records"),
             "apart": r.apart and r.apart.to_dict(), "harm": r.harm and {"metric": r.harm.metric, "looked": r.harm.looked, "table": r.harm.rows.head(100).to_dict("records")}}
 

@@ -307,29 +307,29 @@ class McNemar(NamedTuple):
     p: float         # for one look
     anytime_p: float # for any number of looks
 
-# %% ../../nbs/rollout/pairs.ipynb #88726d8e
-def mcnemar(sums: PairedSums) -> McNemar | None: # None: no label, or no classes
+# %% ../../nbs/rollout/pairs.ipynb #0df3794f
+def mcnemar(sums: PairedSums, look: Look = Look()) -> McNemar | None: # None: no label, or no classes  # noqa: B008
     "Who is right where only one is?"
     from scipy.stats import binomtest
     m = sums.rows.get("accuracy")
     if m is None or not m.n: return None
     right, both = m.n * m.mean[1:], m.cross[1, 2] + m.n * m.mean[1] * m.mean[2]
     a, b = (round(float(x - both)) for x in right)
-    return McNemar(a, b, float(binomtest(b, a + b).pvalue) if a + b else 1.0, float(share_p(b, a + b)) if a + b else 1.0)
+    return McNemar(a, b, float(binomtest(b, a + b).pvalue), float(share_p(b, a + b, alpha=look.alpha, horizon=look.horizon / 10))) if a + b else McNemar(0, 0, 1.0, 1.0)
 
-# %% ../../nbs/rollout/pairs.ipynb #df38ec57
+# %% ../../nbs/rollout/pairs.ipynb #0f9caec6
 def rate(x: float, n: float, look: Look) -> tuple[float, float]: # successes of n; they need not be whole
     "The exact interval of a rate"
-    if look.inference == "always": return tuple(map(float, rate_sequence(x, n, look.alpha, look.horizon)))  # type: ignore[return-value]
+    if look.inference == "always": return tuple(map(float, rate_sequence(x, n, look.alpha, look.horizon / 5)))  # type: ignore[return-value]
     from scipy.special import betaincinv
     return float(betaincinv(x, n - x + 1, look.alpha / 2)) if x > 0 else 0.0, float(betaincinv(x + 1, n - x, 1 - look.alpha / 2)) if x < n else 1.0
 
-# %% ../../nbs/rollout/pairs.ipynb #058ca918
+# %% ../../nbs/rollout/pairs.ipynb #fc2b38c8
 def share_test(x: float, n: float, share: float, look: Look) -> float:
     "P-value of a rate that should be `share`"
     from scipy.stats import binomtest
     if share == 0: return float(x == 0)
-    return float(share_p(x, n, share)) if look.inference == "always" else float(binomtest(round(x), round(n), share).pvalue)
+    return float(share_p(x, n, share, alpha=look.alpha, horizon=look.horizon if share == .5 else look.horizon / 5)) if look.inference == "always" else float(binomtest(round(x), round(n), share).pvalue)
 
 # %% ../../nbs/rollout/pairs.ipynb #3333249b
 def least_rank(n: float, look: Look) -> int: # the number of rows below a median that is just no surprise
@@ -375,10 +375,10 @@ def lack(sums: PairedSums, name: str) -> str: # "" if nothing is lacking
     if name in TASKS[sums.task] and not sums.labelled: return "no label has arrived"
     return "the challenger failed in all rows" + (" with a label" if name in TASKS[sums.task] else "")
 
-# %% ../../nbs/rollout/pairs.ipynb #4593852b
+# %% ../../nbs/rollout/pairs.ipynb #6f3263cf
 def _accuracy(sums: PairedSums, m: Means, lower: float, upper: float, p: float, look: Look) -> tuple[float, float, float]:
     "The interval of a difference in accuracy, corrected by what is exact"
-    table = mcnemar(sums)
+    table = mcnemar(sums, look)
     if table is None: return lower, upper, p
     if table.champion + table.challenger == 0:
         most = rate(0, m.worth, look)[1]
@@ -387,23 +387,23 @@ def _accuracy(sums: PairedSums, m: Means, lower: float, upper: float, p: float, 
     exact = table.p if look.inference == "fixed" else table.anytime_p
     return (lower, upper, max(p, exact)) if exact <= look.alpha else (min(lower, 0.0), max(upper, 0.0), max(p, exact))
 
-# %% ../../nbs/rollout/pairs.ipynb #a3e0dffd
+# %% ../../nbs/rollout/pairs.ipynb #067765f2
 def _mean_facts(sums: PairedSums, name: str, look: Look) -> dict[str, float]:
     "Of a difference of means"
     m, nan = means(sums.of(name)), math.nan
     lower, upper, p = interval(m.difference, m.se, m.n, look) if m.se > 0 else (nan, nan, nan)
     if name == "accuracy": lower, upper, p = _accuracy(sums, m, lower, upper, p, look)
-    if name == "agreement" and (sums.units is None or m.se == 0): lower, upper, p = (*(v - 1 for v in rate(m.challenger * m.worth, m.worth, look)), float(m.difference == 0))
+    if name == "agreement" and (sums.units is None or m.se == 0): lower, upper, p = (*(v - 1 for v in rate(min(m.challenger, 1.0) * m.worth, m.worth, look)), float(m.difference == 0))
     part = relative(m, max(upper - m.difference, m.difference - lower)) if m.se > 0 else (nan, nan, nan)
     return dict(zip(FACTS, (m.champion, m.challenger, m.difference, m.se, lower, upper, p, *part), strict=True))
 
 FACTS = ("control", "treatment", "difference", "se", "lower", "upper", "p", "relative", "relative_lower", "relative_upper")
 
-# %% ../../nbs/rollout/pairs.ipynb #e7906849
+# %% ../../nbs/rollout/pairs.ipynb #41d77824
 def _error_facts(sums: PairedSums, margin: float | None, look: Look) -> dict[str, float]:
     "Of the share of rows in which the challenger failed"
     m, nan = means(sums.of("error_rate")), math.nan
-    x = m.challenger * m.worth
+    x = min(m.challenger, 1.0) * m.worth
     return dict(zip(FACTS, (0.0, m.challenger, m.challenger, m.se, *rate(x, m.worth, look), share_test(x, m.worth, margin or 0.0, look), nan, nan, nan), strict=True))
 
 def _latency_facts(sums: PairedSums, look: Look) -> dict[str, float]:
