@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['EARLIEST', 'merged', 'gate', 'metric_for', 'row_values', 'Joined', 'join_outcome', 'Evidence', 'evidence_of', 'Arms',
-           'known_by', 'judge_arms', 'shadow_sums', 'shadow_gates', 'judge_shadow', 'collect']
+           'known_by', 'judge_arms', 'read_pairs', 'shadow_rows', 'shadow_sums', 'shadow_gates', 'judge_shadow',
+           'collect']
 
-# %% ../../nbs/rollout/evidence.ipynb #ee3ed792
+# %% ../../nbs/rollout/evidence.ipynb #b14628e0
 EARLIEST = 50 # units of each arm, before a mean is judged; counts of rare events are exact and need none
 
 def merged(safe: Comparison, harm: Comparison) -> Comparison: # both of the same effect
@@ -49,11 +50,12 @@ def gate(metric: AnyMetric,
          arm: str,             # name of the challenger
          plan: Plan,           # its alpha and horizon
          asked: int,           # how often the question of harm is asked in the rollout
+         sure: float | None = None, # risk of the other question; the plan's alpha by default
          ) -> Comparison:      # "worse": there is harm; "better" or "no worse": there certainly is none beyond the margin
     "Does a challenger do harm, by one metric?"
     harm, safe = ("less", "greater") if metric.better == "higher" else ("greater", "less")
     how = {"arm": arm, "inference": "always", "horizon": plan.horizon}
-    found = merged(compare(metric, control, treatment, alpha=plan.alpha, alternative=safe, **how), compare(metric, control, treatment, alpha=plan.alpha / asked, alternative=harm, **how))  # type: ignore[arg-type]
+    found = merged(compare(metric, control, treatment, alpha=sure or plan.alpha, alternative=safe, **how), compare(metric, control, treatment, alpha=plan.alpha / asked, alternative=harm, **how))  # type: ignore[arg-type]
     few = min(control.n, treatment.n)
     if found.verdict == "unknown" or few >= EARLIEST or (isinstance(metric, Proportion) and metric.rare): return found
     return found._replace(verdict="unknown", reason=f"{few} units in an arm are too few, {EARLIEST} are needed")
@@ -128,7 +130,7 @@ def evidence_of(data: Mapping[str, Any]) -> Evidence:
     gates = tuple(Comparison(**{k: float("nan") if v is None and k in nan else v for k, v in g.items()}) for g in data["gates"])
     return Evidence(**{**data, "units": tuple(data["units"]), "gates": gates, "lags": {k: Lag(**v) for k, v in data["lags"].items()}})
 
-# %% ../../nbs/rollout/evidence.ipynb #7ecc3422
+# %% ../../nbs/rollout/evidence.ipynb #0601f03f
 class Arms(NamedTuple):
     "A rollout in a stage, as far as evidence is concerned"
     dep: Deployment
@@ -143,6 +145,8 @@ class Arms(NamedTuple):
     @property
     def asked(self) -> int: return len(self.plan.criteria) * (len(self.versions) - 1) * len({s.kind for s in self.stages})
     @property
+    def sure(self) -> float: return self.plan.alpha / (2 * (len(self.versions) - 1)) if self.stage.kind == "ab" else self.plan.alpha # an A/B test promotes what is better: two-sided, and for each challenger
+    @property
     def places(self) -> list[int]: return [i for i, s in enumerate(self.stages) if s.kind == self.stage.kind and i <= self.place]
 
 def known_by(frame: pd.DataFrame, at: int) -> pd.DataFrame: # microseconds
@@ -151,7 +155,7 @@ def known_by(frame: pd.DataFrame, at: int) -> pd.DataFrame: # microseconds
     rows = frame[(frame["at"] < t).to_numpy()].reset_index(drop=True)
     return rows.assign(y_true=rows["y_true"].where(rows["labelled_at"] <= t)) if len(rows) else rows
 
-# %% ../../nbs/rollout/evidence.ipynb #de52a920
+# %% ../../nbs/rollout/evidence.ipynb #8427fbe4
 def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
                found: pd.DataFrame,             # outcomes, as from `outcomes`
                at: int) -> Evidence:            # microseconds
@@ -165,20 +169,29 @@ def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
         elif c.kind == "model": waiting[c.name] = int(np.isnan(table[c.name]).sum()) if len(frame) else 0
     metrics = [metric_for(c) for c in arms.plan.criteria]
     sums = {m.label: summaries(m, table, units) for m in metrics} if len(frame) else {m.label: [Moments.empty(m.columns)] * len(arms.versions) for m in metrics}
-    gates = tuple(gate(m, sums[m.label][0], sums[m.label][j], v.label, arms.plan, arms.asked) for j, v in enumerate(arms.versions) if j for m in metrics)  # type: ignore[arg-type]
+    gates = tuple(gate(m, sums[m.label][0], sums[m.label][j], v.label, arms.plan, arms.asked, arms.sure) for j, v in enumerate(arms.versions) if j for m in metrics)  # type: ignore[arg-type]
     now = frame[(frame["stage"] == arms.place).to_numpy()]
     fresh = enrol(now["arm"], now["unit"], range(len(arms.versions))).counts if len(now) else np.zeros(len(arms.versions), int)
     ratio = float(sample_ratio_p(units.counts, arms.stage.weights)) if len(frame) else 1.
     return Evidence(at, tuple(map(int, fresh)), gates, ratio, len(units.crossed), waiting, early)
 
-# %% ../../nbs/rollout/evidence.ipynb #d76c3b8e
-def shadow_sums(arms: Arms, version: ModelVersion, at: int | None = None) -> PairedSums: # microseconds; None: all that is known
-    "What a challenger and the champion said to the same questions"
-    t = None if at is None else clock.timestamp(at)
-    mine, theirs = read_shadowed(arms.dep, arms.rollout, version.number, t, t)
+# %% ../../nbs/rollout/evidence.ipynb #f79f4979
+def read_pairs(arms: Arms, version: ModelVersion, at: int, features: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]: # microseconds
+    "What the champion and a challenger said to the same questions, as known at a time"
+    t = clock.timestamp(at)
+    return read_shadowed(arms.dep, arms.rollout, version.number, t, t, features)
+
+def shadow_rows(arms: Arms, mine: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, Any]: # as from `read_pairs`
+    "The same as `paired_sums` and `shadow` take it"
     champion, names = arms.versions[0], list(arms.dep.outputs.names)
     unit = mine["unit"].to_numpy(object) if mine["unit"].duplicated().any() else None
-    return paired_sums(mine[names], theirs[names], mine["y_true"], task=champion.task, classes=champion.classes, unit=unit, champion_ms=mine["ms"], challenger_ms=theirs["ms"], error=theirs["error"])
+    return {"champion": mine[names], "challenger": theirs[names], "y": mine["y_true"], "task": champion.task, "classes": champion.classes, "unit": unit,
+            "champion_ms": mine["ms"], "challenger_ms": theirs["ms"], "error": theirs["error"]}
+
+def shadow_sums(arms: Arms, mine: pd.DataFrame, theirs: pd.DataFrame) -> PairedSums:
+    "The sums from which a shadow is judged"
+    rows = shadow_rows(arms, mine, theirs)
+    return paired_sums(rows.pop("champion"), rows.pop("challenger"), rows.pop("y"), **rows)
 
 def shadow_gates(arms: Arms, version: ModelVersion, sums: PairedSums) -> list[Comparison]:
     "Does a challenger do harm, by each criterion that a shadow can know?"
@@ -187,11 +200,11 @@ def shadow_gates(arms: Arms, version: ModelVersion, sums: PairedSums) -> list[Co
     found = [merged(safe, harm)._replace(arm=version.label, margin=margins[safe.metric]) for safe, harm in zip(asked(arms.plan.alpha), asked(arms.plan.alpha / arms.asked), strict=True)]
     return [g if g.verdict == "unknown" or g.metric == "error_rate" or g.n_treatment >= EARLIEST else g._replace(verdict="unknown", reason=f"{g.n_treatment} units are too few, {EARLIEST} are needed") for g in found]
 
-# %% ../../nbs/rollout/evidence.ipynb #7e1e92be
+# %% ../../nbs/rollout/evidence.ipynb #1a84e240
 def judge_shadow(arms: Arms, at: int) -> Evidence: # microseconds
     "Compare each challenger with the champion on the questions that both have answered"
     tasks = {v: Task(arms.dep, arms.rollout, arms.place, v) for v in arms.versions[1:]}
-    sums, lags = {v: shadow_sums(arms, v, at) for v in tasks}, {v.label: lag(t) for v, t in tasks.items()}
+    sums, lags = {v: shadow_sums(arms, *read_pairs(arms, v, at)) for v in tasks}, {v.label: lag(t) for v, t in tasks.items()}
     gates = [g for v, s in sums.items() for g in shadow_gates(arms, v, s)]
     waiting = {c.name: max(s.n - s.labelled for s in sums.values()) for c in arms.plan.criteria if c.kind == "model"}
     return Evidence(at, tuple(s.n for s in sums.values()), tuple(gates), waiting=waiting, lags=lags)
