@@ -12,7 +12,7 @@ from .core.lazy import bind, lazily
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api.ipynb #e8069926
+# %% ../nbs/api.ipynb #993e8650
 if TYPE_CHECKING:
     from mlnb.core.datasets import flights
     from mlnb.core.errors import MlnbError, SchemaError
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from mlnb.monitor.text import describe_text
     from mlnb.monitor.timeline import drift_over_time
     from mlnb.monitor.weak import performance_segments
+    from mlnb.rollout.experiment import experiment
+    from mlnb.rollout.plan import Plan
     from mlnb.update.gate import gate
 
-# %% ../nbs/api.ipynb #69611e1a
+# %% ../nbs/api.ipynb #4df8d159
 _NAMES = {
     "open": "mlnb.core.registry:open", "Workspace": "mlnb.core.registry:Workspace", "Deployment": "mlnb.core.registry:Deployment",
     "ModelVersion": "mlnb.core.registry:ModelVersion", "Decision": "mlnb.core.registry:Decision",
@@ -42,27 +44,34 @@ _NAMES = {
     "describe_images": "mlnb.monitor.images:describe_images", "describe_text": "mlnb.monitor.text:describe_text",
     "performance": "mlnb.monitor.performance:performance", "performance_segments": "mlnb.monitor.weak:performance_segments",
     "estimate_performance": "mlnb.monitor.estimate:estimate_performance",
-    "gate": "mlnb.update.gate:gate", "panels": "mlnb.jupyter.panels", "flights": "mlnb.core.datasets:flights",
+    "experiment": "mlnb.rollout.experiment:experiment", "Plan": "mlnb.rollout.plan:Plan", "gate": "mlnb.update.gate:gate", "panels": "mlnb.jupyter.panels", "flights": "mlnb.core.datasets:flights",
     "MlnbError": "mlnb.core.errors:MlnbError", "SchemaError": "mlnb.core.errors:SchemaError", "__version__": "mlnb.core.about:version"}
 
-# %% ../nbs/api.ipynb #46ab8a6c
+# %% ../nbs/api.ipynb #b4e33794
 bind("Workspace",
      register="mlnb.core.registry:register", models="mlnb.core.registry:models", versions="mlnb.core.registry:versions",
      version="mlnb.core.registry:version", deploy="mlnb.core.registry:deploy", deployment="mlnb.core.registry:deployment",
      deployments="mlnb.core.registry:deployments", decide="mlnb.core.registry:apply_decision", serve="mlnb.deploy.serve:serve",
-     run="mlnb.jupyter.reports:run_report", reports="mlnb.jupyter.reports:reports", conclude="mlnb.jupyter.reports:conclude")
+     attend="mlnb.rollout.service:attend", run="mlnb.jupyter.reports:run_report", reports="mlnb.jupyter.reports:reports", conclude="mlnb.jupyter.reports:conclude")
 
-# %% ../nbs/api.ipynb #02ca167c
+# %% ../nbs/api.ipynb #a646e7bb
 bind("Deployment",
      promote="mlnb.core.registry:promote", rollback="mlnb.core.registry:rollback", history="mlnb.core.registry:history",
      decisions="mlnb.core.registry:decisions", feedback="mlnb.core.events:feedback", predictions="mlnb.core.events:predictions",
      labelled="mlnb.core.events:labelled", feedback_summary="mlnb.core.events:feedback_summary",
-     predict="mlnb.deploy.runtime:predict", serve="mlnb.deploy.serve:serve", score="mlnb.deploy.batch:score",
+     record_outcomes="mlnb.core.outcomes:record_outcomes", outcomes="mlnb.core.outcomes:outcomes",
+     predict="mlnb.rollout.routing:predict", serve="mlnb.deploy.serve:serve", score="mlnb.deploy.batch:score",
      precompute="mlnb.deploy.batch:precompute", lookup="mlnb.deploy.batch:lookup",
      drift="mlnb.monitor.drift:deployment_drift", drift_over_time="mlnb.monitor.timeline:deployment_timeline", impact="mlnb.monitor.impact:deployment_impact",
      harm="mlnb.monitor.deployed:deployment_harm", multivariate_drift="mlnb.monitor.multivariate:deployment_multivariate_drift", drift_segments="mlnb.monitor.segments:deployment_segments",
      performance="mlnb.monitor.performance:deployment_performance", estimate="mlnb.monitor.deployed:deployment_estimate", performance_segments="mlnb.monitor.deployed:deployment_weakness",
+     rollout="mlnb.rollout.release:begin", mirror="mlnb.rollout.mirror:mirror", tick="mlnb.jupyter.rollouts:tick", review="mlnb.rollout.review:deployment_review", attend="mlnb.rollout.service:attend",
      retrain="mlnb.update.retrain:retrain")
+
+# %% ../nbs/api.ipynb #b7428a14
+bind("Rollout",
+     review="mlnb.rollout.review:review", evaluate="mlnb.rollout.release:evaluate", tick="mlnb.rollout.release:tick", moves="mlnb.rollout.release:moves", evidence="mlnb.rollout.release:decided_on",
+     hold="mlnb.rollout.release:hold", resume="mlnb.rollout.release:resume", next="mlnb.rollout.release:next_stage", promote="mlnb.rollout.release:promote", rollback="mlnb.rollout.release:roll_back")
 
 # %% ../nbs/api.ipynb #e570d892
 __getattr__ = lazily("mlnb", _NAMES)

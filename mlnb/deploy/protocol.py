@@ -149,7 +149,7 @@ def values_of(column: pd.Series) -> list[Any]: # plain JSON values, None where m
     "A column as JSON"
     return [None if v is None or (isinstance(v, float) and not math.isfinite(v)) else v for v in column.tolist()]
 
-# %% ../../nbs/deploy/protocol.ipynb #eb23fd83
+# %% ../../nbs/deploy/protocol.ipynb #7373eb7a
 def infer(dep: Deployment,
           request: Any,               # an inference request
           number: str | None = None,  # the version that shall answer; None: the champion
@@ -158,7 +158,8 @@ def infer(dep: Deployment,
     frame, version = read_inputs(request), chosen(dep, number)
     types = {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}}
     names = wanted(request, list(types))
-    said = predict(dep, frame, source="http", version=version, **options(request.get("parameters"), len(frame)))
+    said = dep.predict(frame, source="http", version=version if number is not None else None, **options(request.get("parameters"), len(frame)))
     outputs = [{"name": n, "datatype": types[n], "shape": [len(said)], "data": values_of(said[n])} for n in names]
     echo = {"id": request["id"]} if request.get("id") is not None else {}
-    return {"model_name": dep.name, "model_version": str(version.number), **echo, "outputs": outputs}
+    who = {} if isinstance(said.attrs["version"], list) else {"model_version": str(said.attrs["version"])}
+    return {"model_name": dep.name, **who, **echo, "outputs": outputs}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['FEW', 'answer', 'as_asked', 'predict']
+__all__ = ['FEW', 'answer', 'as_asked', 'signed', 'predict']
 
 # %% ../../nbs/deploy/runtime.ipynb #591691b9
 FEW = 1_000  # rows that one thread answers as fast as several
@@ -56,7 +56,13 @@ def _with_ids(said: pd.DataFrame, ids: Any) -> pd.DataFrame: # the same frame
     said.insert(0, "id", new_ids(len(said)) if ids is None else ids)
     return said
 
-# %% ../../nbs/deploy/runtime.ipynb #20f30406
+# %% ../../nbs/deploy/runtime.ipynb #9c52cd87
+def signed(said: pd.DataFrame, numbers: list[int]) -> pd.DataFrame: # the same frame
+    "Answers with the version that gave them in `attrs`"
+    said.attrs["version"] = numbers[0] if len(set(numbers)) == 1 else numbers
+    return said
+
+# %% ../../nbs/deploy/runtime.ipynb #5685f305
 def predict(dep: Deployment,
             X: Any,                   # rows to answer: anything that `as_frame` takes
             *,
@@ -66,11 +72,11 @@ def predict(dep: Deployment,
             log: bool = True,         # keep question and answer
             source: str = "python",   # how it was asked: python, http, batch
             version: ModelVersion | None = None,  # who answers; the champion by default
-            ) -> pd.DataFrame:        # `id`, `prediction` and scores; the index of X. Raises SchemaError with all that is wrong
+            ) -> pd.DataFrame:        # `id`, `prediction` and scores; the index of X; who answered in `attrs["version"]`. Raises SchemaError with all that is wrong
     "Validate, answer, log, return"
     frame = as_frame(X)
     version = version or dep.champion
     fit = version.schema.conform(frame, dep.strict)
     said = answer(version, fit)
     if log: ids = log_predictions(dep, as_asked(frame, fit), said, ids=ids, at=at, unit=unit, version=version, source=source)
-    return _with_ids(said, ids).set_index(fit.index)
+    return signed(_with_ids(said, ids).set_index(fit.index), [version.number])

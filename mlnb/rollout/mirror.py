@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['CHUNK', 'SINGLY', 'MEMORY', 'Task', 'shadows', 'reached', 'Lag', 'lag', 'waiting', 'ask', 'void', 'work', 'start',
-           'death', 'Mirror', 'end', 'watch', 'mirror']
+           'death', 'Mirror', 'end', 'watch', 'mirror', 'wanted_lag']
 
 # %% ../../nbs/rollout/mirror.ipynb #08ca2ac2
 class Task(NamedTuple):
@@ -223,7 +223,7 @@ def watch(mirror: Mirror) -> None:
         after = max(after, last.get("after", after) + (len(ids) == 1), reached(task) if len(ids) == 1 else 0)
         mirror.stopped.wait(min(60., .2 * 2 ** min(mirror.deaths, 9)) if not ids or mirror.deaths > 20 else .05)
 
-# %% ../../nbs/rollout/mirror.ipynb #90ffbbae
+# %% ../../nbs/rollout/mirror.ipynb #471fab3b
 def mirror(dep: Deployment,
            timeout: float = 600.,       # seconds for each challenger
            memory: int = MEMORY,        # bytes that its process may take
@@ -232,14 +232,14 @@ def mirror(dep: Deployment,
     found = shadows(dep)
     if not found: raise NotFound(f"deployment {dep.name!r} is in no shadow stage; begin one with dep.rollout(challenger, plan)")
     for task in found:
-        m = Mirror(task, _most(dep), memory, once=True).start()
+        m = Mirror(task, wanted_lag(dep), memory, once=True).start()
         assert m.thread
         m.thread.join(timeout)
         m.stop()
         if m.failed: raise MlnbError(f"{task.version.label} cannot be asked: {m.failed} before it was asked anything, {m.deaths} times; its messages are on standard error")
     return {t.version.number: lag(t) for t in found}
 
-def _most(dep: Deployment) -> int:
+def wanted_lag(dep: Deployment) -> int:
     "How many questions may wait"
     r = st.ROLLOUTS.c
     return int(json.loads(dep.ws.rows(sa.select(r.plan).where(r.deployment_id == dep.id, r.active == 1))[0][0])["shadow_rows"])

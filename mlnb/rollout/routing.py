@@ -113,7 +113,7 @@ def _joined(parts: list[Part], n: int) -> tuple[pd.DataFrame, list[int], list[fl
     numbers, ms, errors = ([values[i] for i in order] for values in (each(lambda p: p.version.number), each(lambda p: p.ms), each(lambda p: p.error)))
     return said.iloc[order].reset_index(drop=True), numbers, ms, errors
 
-# %% ../../nbs/rollout/routing.ipynb #d1a7103c
+# %% ../../nbs/rollout/routing.ipynb #f2a9f82b
 def predict(dep: Deployment,
             X: Any,                   # rows to answer: anything that `as_frame` takes
             *,
@@ -123,7 +123,7 @@ def predict(dep: Deployment,
             log: bool = True,         # keep question and answer
             source: str = "python",   # how it was asked: python, http, batch
             version: ModelVersion | None = None,  # who answers; by default whoever the rollout under way says, or the champion
-            ) -> pd.DataFrame:        # `id`, `prediction` and scores; the index of X. Raises SchemaError with all that is wrong
+            ) -> pd.DataFrame:        # `id`, `prediction` and scores; the index of X; who answered in `attrs["version"]`. Raises SchemaError with all that is wrong
     "Validate, route, answer, log, return"
     traffic = traffic_of(dep) if log and version is None else None
     if traffic is None: return runtime.predict(dep, X, ids=ids, at=at, unit=unit, log=log, source=source, version=version)
@@ -137,7 +137,7 @@ def predict(dep: Deployment,
     when = np.array(times, "datetime64[us]")
     log_predictions(dep, runtime.as_asked(frame, fit), said, ids=names, at=when, unit=units, version=numbers, source=source, also=lambda c: log_exposures(c, dep, traffic.rollout, traffic.place, seen))
     said.insert(0, "id", names)
-    return said.set_index(fit.index)
+    return runtime.signed(said.set_index(fit.index), numbers)
 
 def _exposed(arms: np.ndarray, *columns: list[Any]) -> Exposed:
     "The exposures of the rows that are enrolled"
