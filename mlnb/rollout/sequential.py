@@ -188,7 +188,7 @@ def _least_ratio(x: np.ndarray, other: np.ndarray, share: float, alpha: float, e
     more = (p <= alpha) & (x > share * (x + other))
     return np.where(more, np.maximum(ratio, 1 + 1e-9), np.minimum(ratio, 1)), p
 
-# %% ../../nbs/rollout/sequential.ipynb #755d66cf
+# %% ../../nbs/rollout/sequential.ipynb #00ffac00
 def rare_difference(x_control: ArrayLike,                   # events in the control arm, so far
                     n_control: ArrayLike,                   # its trials
                     x_treatment: ArrayLike,                 # events in the treatment arm
@@ -211,7 +211,8 @@ def rare_difference(x_control: ArrayLike,                   # events in the cont
     (lc, uc), (lt, ut) = rate_sequence(xc, nc, alpha / 4, horizon * (1 - share), other), rate_sequence(xt, nt, alpha / 4, horizon * share, alternative)
     lower, upper = _least_difference(lt, uc, least), np.full(lt.shape, np.inf)
     if alternative == "two-sided": upper = -_least_difference(lc, ut, _least_ratio(xc, xt, 1 - share, alpha / 2, events, alternative)[0])
-    return lower, upper, np.minimum(2 * p, np.where((lt > uc) | (lc > ut), np.nextafter(alpha, 0), 1.))
+    p, possible = np.minimum(2 * p, np.where((lt > uc) | (lc > ut), np.nextafter(alpha, 0), 1.)), lower <= upper
+    return np.where(possible, lower, -1.), np.where(possible, upper, 1.), np.where(possible, p, 1.)
 
 # %% ../../nbs/rollout/sequential.ipynb #8c9136c3
 def sample_ratio_p(counts: ArrayLike,      # units so far, shape (..., arms)
