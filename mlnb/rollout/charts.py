@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['COLOURS', 'title_of', 'plot_effects', 'first_certain', 'plot_course']
+__all__ = ['COLOURS', 'title_of', 'harm_of', 'plot_effects', 'first_certain', 'plot_course']
 
-# %% ../../nbs/rollout/charts.ipynb #67fb43cc
+# %% ../../nbs/rollout/charts.ipynb #76f77883
 COLOURS = {"better": GREEN, "no worse": GREEN, "worse": ORANGE, "unclear": GREY, "unknown": GREY}
 
 def title_of(r: Any,               # a row of comparisons
@@ -28,15 +28,18 @@ def title_of(r: Any,               # a row of comparisons
     "A metric with an arrow that shows which way is better"
     return f"{r.metric}{' · ' + str(r.arm) if several else ''} {'↑' if r.better == 'higher' else '↓'}"
 
+def harm_of(r: Any) -> float: # relative to the control, with its sign; NaN if there is no margin
+    "Where the tolerated harm ends"
+    return (r.margin or np.nan) / abs(r.control) * (-1 if r.better == "higher" else 1) if r.control else np.nan
+
 def _reach(rows: pd.DataFrame) -> float: # of the axis on either side of 0
     "So wide that most of the intervals are inside"
-    values = rows[["relative", "relative_lower", "relative_upper"]].to_numpy(dtype=float)
-    known = np.abs(values[np.isfinite(values)])
-    centre = np.abs(rows["relative"].to_numpy(dtype=float))
-    centre = centre[np.isfinite(centre)]
-    return float(min(1.15 * known.max(initial=.01), 6 * max(centre.max(initial=.01), .02)))
+    centre = np.abs(np.r_[rows["relative"].to_numpy(dtype=float), [harm_of(r) for r in rows.itertuples(index=False)]])
+    ends = np.abs(rows[["relative_lower", "relative_upper"]].to_numpy(dtype=float).ravel())
+    inner, outer = (v[np.isfinite(v)].max(initial=.01) for v in (centre, np.r_[centre, ends]))
+    return float(1.15 * min(outer, 6 * max(inner, .02)))
 
-# %% ../../nbs/rollout/charts.ipynb #b5a3a1c7
+# %% ../../nbs/rollout/charts.ipynb #719f7dad
 def _bar(ax: Axes, y: int, r: Any, far: float) -> None:
     "One comparison as an interval; an end that is beyond the axis is an arrow"
     colour = COLOURS[r.verdict]
@@ -45,8 +48,7 @@ def _bar(ax: Axes, y: int, r: Any, far: float) -> None:
     for end, given, mark in ((ends[0], r.relative_lower, "<"), (ends[1], r.relative_upper, ">")):
         if abs(given) > far: ax.plot(end, y, mark, color=colour, ms=6, clip_on=False)
     if abs(r.relative) <= far: ax.plot(r.relative, y, "o", color=colour, ms=7, mfc="white" if r.verdict == "no worse" else colour, mew=1.8)
-    harm = (r.margin or np.nan) / abs(r.control) * (-1 if r.better == "higher" else 1) if r.control else np.nan
-    if abs(harm) <= far: ax.plot([harm, harm], [y - .34, y + .34], color=ORANGE, lw=1.6, ls=(0, (2, 1.2)))
+    if abs(harm := harm_of(r)) <= far: ax.plot([harm, harm], [y - .34, y + .34], color=ORANGE, lw=1.6, ls=(0, (2, 1.2)))
 
 def plot_effects(rows: pd.DataFrame, # comparisons
                  ) -> Figure:        # one line for each
@@ -98,13 +100,14 @@ def _band(ax: Axes, course: pd.DataFrame) -> None:
     for end in (low, high): ax.plot(at, end, color=GREY, lw=.7, alpha=.7)
     if len(at) == 1: ax.errorbar(at, course["difference"], [course["difference"] - low, high - course["difference"]], fmt="o", capsize=5, color=GREY)
 
-# %% ../../nbs/rollout/charts.ipynb #f7d8c796
+# %% ../../nbs/rollout/charts.ipynb #a3d926c8
 def _panel(ax: Axes, course: pd.DataFrame, several: bool) -> None:
     "The course of one metric and arm"
     last, at = course.iloc[-1], course["at"].to_numpy()
     colour = COLOURS[last["verdict"]]
-    ax.set(ylim=_limits(course), title=title_of(last, several))
-    ax.set_title(_since(course), loc="right", fontsize=9.5, fontweight="normal", color=colour)
+    ax.set_ylim(_limits(course))
+    ax.set_title(title_of(last, several), pad=19)
+    ax.annotate(_since(course), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=colour)
     if last["verdict"] == "unknown": ax.text(.5, .75, last["reason"], transform=ax.transAxes, ha="center", fontsize=9, color=GREY, wrap=True)
     else: _band(ax, course)
     ax.plot(at, course["difference"], color=colour if colour != GREY else "#374151", lw=2)
@@ -116,7 +119,7 @@ def _panel(ax: Axes, course: pd.DataFrame, several: bool) -> None:
     if len(at) > 1: ax.set_xlim(at[0], at[-1])
     if np.isfinite(last["difference"]) and last["verdict"] != "unknown": ax.annotate(f"{last['difference']:+.3g}", (at[-1], last["difference"]), (6, 0), textcoords="offset points", va="center", fontsize=9.5, fontweight="bold", color=colour, annotation_clip=False)
 
-# %% ../../nbs/rollout/charts.ipynb #89cf1dc4
+# %% ../../nbs/rollout/charts.ipynb #e58839de
 def plot_course(course: pd.DataFrame,        # comparisons with `at` and `units`
                 metric: str | None = None,   # only this one; None: all
                 ) -> Figure:                 # one panel for each metric and arm
@@ -126,7 +129,7 @@ def plot_course(course: pd.DataFrame,        # comparisons with `at` and `units`
     parts = [part for _, part in shown.groupby(["metric", "arm"], sort=False)]
     several, columns = shown["arm"].nunique() > 1, min(len(parts), 2) or 1
     lines = -(-len(parts) // columns) or 1
-    fig, axes = figure(9 if columns > 1 else 8, .3 + (2.5 if columns > 1 else 3.2) * lines, nrows=lines, ncols=columns, squeeze=False, sharex=True)
+    fig, axes = figure(9 if columns > 1 else 8, .3 + (2.6 if columns > 1 else 3.3) * lines, nrows=lines, ncols=columns, squeeze=False, sharex=True)
     for ax, part in zip(axes.flat, parts, strict=False): _panel(ax, part, several)
     for ax in axes.flat[len(parts):]: ax.set_visible(False)
     for ax in axes[-1]:

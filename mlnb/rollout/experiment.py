@@ -33,7 +33,7 @@ __all__ = ['SHARE_ALPHA', 'ONCE_ALPHA', 'CROSSED', 'ORDER', 'SampleRatio', 'samp
            'pairs', 'compared', 'judge', 'planned_looks', 'moments_of_time', 'look_back', 'ExperimentReport',
            'experiment']
 
-# %% ../../nbs/rollout/experiment.ipynb #fab2598e
+# %% ../../nbs/rollout/experiment.ipynb #9253ac84
 SHARE_ALPHA, ONCE_ALPHA = .01, .001 # of the test for all looks, and of that for one
 
 class SampleRatio(NamedTuple):
@@ -43,13 +43,14 @@ class SampleRatio(NamedTuple):
     p: float                  # valid at all looks
     p_once: float             # chi-squared, valid at one look
     mismatch: bool
+    once: bool = False        # was it judged for one look?
 
     @property
     def reason(self) -> str: # empty: as planned
         if not self.mismatch: return ""
         n = sum(self.counts.values())
         told = ", ".join(f"{arm} has {c:,} units ({c / n:.1%} instead of {self.weights[arm]:.1%})" for arm, c in self.counts.items())
-        return f"sample ratio mismatch: {told}, p = {min(self.p, self.p_once):.2g}; units were lost or assigned wrongly, so nothing below can be trusted until that is found"
+        return f"sample ratio mismatch: {told}, p = {self.p_once if self.once else self.p:.2g}; units were lost or assigned wrongly, so nothing below can be trusted until that is found"
 
 def sample_ratio(counts: Mapping[Any, int], weights: Mapping[Any, float], once: bool = False) -> SampleRatio:
     "Compare the units of each arm with the plan"
@@ -57,7 +58,7 @@ def sample_ratio(counts: Mapping[Any, int], weights: Mapping[Any, float], once: 
     n, planned = np.array([counts[a] for a in weights]), np.array([*weights.values()])
     once_p = float(chisquare(n, planned * n.sum()).pvalue) if n.sum() else 1.0
     p = float(sample_ratio_p(n, planned)) if n.sum() else 1.0
-    return SampleRatio(dict(counts), dict(weights), p, once_p, once_p < ONCE_ALPHA if once else p < SHARE_ALPHA)
+    return SampleRatio(dict(counts), dict(weights), p, once_p, once_p < ONCE_ALPHA if once else p < SHARE_ALPHA, once)
 
 # %% ../../nbs/rollout/experiment.ipynb #da3313b4
 def shared_level(p: Sequence[float],        # of the metrics that can be judged
@@ -101,14 +102,16 @@ def pairs(design: Design, units: Units) -> list[Pair]: # one for each metric and
     sums, w = [(m, summaries(m, design.table, units)) for m in design.metrics], design.weights
     return [Pair(m, a, s[0], s[k], w[a] / (w[a] + w[units.arms[0]])) for m, s in sums for k, a in enumerate(units.arms) if k]
 
-# %% ../../nbs/rollout/experiment.ipynb #8133d11b
+# %% ../../nbs/rollout/experiment.ipynb #bc18d332
 def compared(pair: Pair, how: Setting, level: float, # of its interval
              fractions: Sequence[float] = (),        # planned looks up to this one
              ) -> Comparison:
     "One comparison at its level"
     horizon = _horizon(how.horizon, how.alpha, level, how.alternative) if how.inference == "always" else how.horizon
-    return compare(pair.metric, pair.control, pair.treatment, arm=str(pair.arm), alpha=level, inference=how.inference, horizon=horizon, alternative=how.alternative,
-                   fractions=fractions, spending=how.spending, share=pair.share)
+    found = compare(pair.metric, pair.control, pair.treatment, arm=str(pair.arm), alpha=level, inference=how.inference, horizon=horizon, alternative=how.alternative,
+                    fractions=fractions or how.looks[:1], spending=how.spending, share=pair.share)
+    early = how.inference == "planned" and not fractions
+    return found._replace(verdict="unknown", reason=f"the first planned look is at {math.ceil(how.looks[0] * how.horizon):,} units") if early else found
 
 def judge(found: Sequence[Pair], how: Setting, fractions: Sequence[float] = ()) -> tuple[list[Comparison], list[float], list[float]]: # and their levels and adjusted p-values
     "All comparisons, at levels that they share"
