@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['CHUNK', 'SINGLY', 'MEMORY', 'Task', 'shadows', 'reached', 'Lag', 'lag', 'waiting', 'ask', 'work', 'start', 'death',
-           'Mirror', 'end', 'watch', 'mirror', 'wanted_lag']
+__all__ = ['CHUNK', 'SINGLY', 'MEMORY', 'Task', 'shadows', 'reached', 'Lag', 'lag', 'waiting', 'Heard', 'ask', 'work', 'start',
+           'death', 'Mirror', 'end', 'watch', 'mirror', 'wanted_lag']
 
 # %% ../../nbs/rollout/mirror.ipynb #08ca2ac2
 class Task(NamedTuple):
@@ -69,7 +69,7 @@ def lag(task: Task) -> Lag:
     waiting = count(ex, *mine, ex.c.seq > last)
     return Lag(asked, done, asked - waiting - done, waiting)
 
-# %% ../../nbs/rollout/mirror.ipynb #8191732d
+# %% ../../nbs/rollout/mirror.ipynb #eb750f51
 CHUNK = 256  # questions that are read at once
 
 def waiting(task: Task, after: int,  # number of the last exposure that was dealt with
@@ -78,25 +78,33 @@ def waiting(task: Task, after: int,  # number of the last exposure that was deal
     "The next questions for a challenger"
     import pandas as pd
     import pyarrow as pa
-    log, ex, dep = tables(task.dep)[0], exposure_table(task.dep), task.dep
+    log, ex, sh, dep = tables(task.dep)[0], exposure_table(task.dep), shadow_table(task.dep), task.dep
     columns = [c for c in log_columns(dep, log) if c[0] in dep.schema.names]
     mine = (ex.c.rollout == task.rollout, ex.c.stage == task.place)
     newest = sa.select(ex.c.seq).where(*mine).order_by(ex.c.seq.desc()).offset(most).limit(1)
     floor = max([after, *(int(r[0]) for r in dep.ws.rows(newest))])
     query = sa.select(ex.c.seq, ex.c.id, *(log.c[k].label(f"c{i}") for i, (_, _, k) in enumerate(columns))).join_from(ex, log, log.c.id == ex.c.id)
-    found: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor).order_by(ex.c.seq).limit(rows))
+    answered = sa.exists().where(sh.c.rollout == task.rollout, sh.c.version == task.version.number, sh.c.id == ex.c.id)
+    found: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor, ~answered).order_by(ex.c.seq).limit(rows))
     frame = pd.DataFrame({name: typed(pa.chunked_array([pa.array([r[i + 2] for r in found])]), kind) for i, (name, kind, _) in enumerate(columns)})
     return frame, [r[1] for r in found], [int(r[0]) for r in found]
 
-# %% ../../nbs/rollout/mirror.ipynb #c6deca42
+# %% ../../nbs/rollout/mirror.ipynb #51ac034e
 SINGLY = 20  # questions that are asked one by one
 
-def _one(task: Task, frame: pd.DataFrame, id: str) -> None:
-    "Ask one question, and keep the answer or the failure"
+class Heard(NamedTuple):
+    "The answer to one question, or the failure"
+    id: str
+    said: pd.DataFrame | None
+    ms: float | None
+    error: str | None
+
+def _one(task: Task, frame: pd.DataFrame, id: str) -> Heard:
+    "Ask one question"
     start = time.perf_counter()
-    try: said, error = runtime.answer(task.version, task.version.schema.conform(frame, task.dep.strict)), None
-    except MlnbError as e: said, error = None, f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
-    log_shadows(task.dep, task.rollout, task.version, [id], said, [(time.perf_counter() - start) * 1e3 if error is None else None], error)
+    try: said = runtime.answer(task.version, task.version.schema.conform(frame, task.dep.strict))
+    except MlnbError as e: return Heard(id, None, None, f"{type(e).__name__}: {' '.join(str(e).split())}"[:500])
+    return Heard(id, said, (time.perf_counter() - start) * 1e3, None)
 
 def _together(task: Task, frame: pd.DataFrame, ids: list[str]) -> bool: # False: it cannot answer all of them
     "Ask many questions at once"
@@ -105,15 +113,26 @@ def _together(task: Task, frame: pd.DataFrame, ids: list[str]) -> bool: # False:
     log_shadows(task.dep, task.rollout, task.version, ids, said, [None] * len(ids))
     return True
 
-# %% ../../nbs/rollout/mirror.ipynb #2a1b93c5
+# %% ../../nbs/rollout/mirror.ipynb #b24482d8
 def ask(task: Task, frame: pd.DataFrame, ids: list[str], tell: Any = lambda i, n: None, singly: bool = False) -> None: # tell(first, rows) before each question
     "Ask a challenger some questions, and keep what it says"
     if not singly and len(ids) > SINGLY:
         tell(0, len(ids))
         if _together(task, frame, ids): return
-    for i, id in enumerate(ids):
-        tell(i, 1)
-        _one(task, frame.iloc[i:i + 1].reset_index(drop=True), id)
+    for start in range(0, len(ids), SINGLY):
+        heard = []
+        for i in range(start, min(start + SINGLY, len(ids))):
+            tell(i, 1)
+            heard.append(_one(task, frame.iloc[i:i + 1].reset_index(drop=True), ids[i]))
+        _keep(task, heard)
+
+def _keep(task: Task, heard: list[Heard]) -> None:
+    "Write down answers, and failures by their reason"
+    import pandas as pd
+    for why in dict.fromkeys(h.error for h in heard):
+        mine = [h for h in heard if h.error == why]
+        said = None if why else pd.concat([h.said for h in mine if h.said is not None], ignore_index=True)
+        log_shadows(task.dep, task.rollout, task.version, [h.id for h in mine], said, [h.ms for h in mine], why)
 
 # %% ../../nbs/rollout/mirror.ipynb #935d734a
 MEMORY = 2 * 2**30  # bytes that the process of a challenger may take
@@ -131,7 +150,7 @@ def _gone() -> bool:
     import select
     return bool(select.select([sys.stdin], [], [], 0)[0]) and not os.read(sys.stdin.fileno(), 1)
 
-# %% ../../nbs/rollout/mirror.ipynb #836afe0c
+# %% ../../nbs/rollout/mirror.ipynb #91da8037
 def work(folder: str, deployment: str, version: int, after: int, most: int, singly: bool, once: bool) -> None:
     "What the process does: ask until nobody wants to know any more"
     ws = registry.open(folder)
@@ -141,7 +160,7 @@ def work(folder: str, deployment: str, version: int, after: int, most: int, sing
         if task is None: return
         frame, ids, seqs = waiting(task, after, most)
         if ids:
-            ask(task, frame, ids, lambda i, n, ids=ids, seqs=seqs: say(ids=ids[i:i + n], after=seqs[i] - 1), singly)
+            ask(task, frame, ids, lambda i, n, ids=ids, seqs=seqs: say(ids=ids[i:i + n], after=seqs[0] - 1), singly)
             after, singly = seqs[-1], False
         elif once: return
         else: time.sleep(.1)
@@ -200,7 +219,7 @@ def end(process: subprocess.Popen[str], deadline: float) -> None:
         process.kill()
         process.wait(10)
 
-# %% ../../nbs/rollout/mirror.ipynb #1abbc550
+# %% ../../nbs/rollout/mirror.ipynb #66122174
 def _follow(mirror: Mirror, after: int, singly: bool) -> tuple[int, dict[str, Any]]: # its status, and what it was about to ask
     "Run the process once, and listen to what it says"
     mirror.process = process = start(mirror.task, after, mirror.most, singly, mirror.once, mirror.memory)
@@ -224,7 +243,7 @@ def watch(mirror: Mirror) -> None:
         if not ids and mirror.once and mirror.deaths > 2: mirror.failed = death(code)
         if mirror.failed: return
         if len(ids) == 1: log_shadows(task.dep, task.rollout, task.version, ids, None, [None], death(code))
-        after = max(after, last.get("after", after) + (len(ids) == 1), reached(task) if len(ids) == 1 else 0)
+        after = max(after, last.get("after", after))
         mirror.stopped.wait(min(60., .2 * 2 ** min(mirror.deaths, 9)) if not ids or mirror.deaths > 20 else .05)
 
 # %% ../../nbs/rollout/mirror.ipynb #bfbfd483
