@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from mlnb.core.errors import ParameterError
+from mlnb.rollout.boundaries import boundaries
 from mlnb.rollout.comparison import compare
 from mlnb.rollout.declared import Mean, Proportion, Quantile, Ratio, Rows
 from mlnb.rollout.effects import Effect, fieller, interval, mean_effect, p_value, proportion_effect, quantile_effect, quantile_of, ratio_effect, relative
@@ -344,19 +345,19 @@ def test_planned_looks_are_judged_with_the_data_of_those_looks():
     assert planned_looks(enrol(log["arm"], log["who"], ["control", "new"]), Setting(inference="planned", horizon=800, looks=(.5, 1.)))[0] == at_400
 
 
-def test_planned_looks_keep_their_promise():
-    "Four looks at a test of nothing, by O'Brien and Fleming"
-    rng, times, looks = np.random.default_rng(15), 1_500, (.25, .5, .75, 1.)
-    x = rng.exponential(1, (times, 2, 4, 100))
-    wrong = 0
-    for arms in x:
-        parts = [np.cumsum(v, axis=0) for v in (arms.sum(-1).T, (arms**2).sum(-1).T)]
-        for k in range(4):
-            a, b = (summary(parts[0][k, i], parts[1][k, i], 100 * (k + 1)) for i in (0, 1))
-            if compare(Mean("x"), a, b, inference="planned", horizon=800, fractions=looks[:k + 1]).verdict != "unclear":
-                wrong += 1
-                break
-    assert within(wrong / times, .05, times)
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize("spending", ["obrien-fleming", "pocock"])
+def test_planned_looks_are_judged_by_their_boundaries(alternative, spending):
+    "The p-value is below alpha exactly where the boundary is crossed"
+    rng, looks = np.random.default_rng(15), (.3, .6, 1.)
+    for k in (1, 2, 3):
+        z = boundaries(looks[:k], .05, spending, alternative)[-1]
+        for shift in z * rng.uniform(.8, 1.2, 6) * rng.choice([-1, 1], 6):
+            n = round(400 * looks[k - 1])
+            a, b = (Moments(("x",), n, np.array([m]), np.array([[n - 1.0]])) for m in (0, shift * math.sqrt(2 / n)))
+            c = compare(Mean("x"), a, b, inference="planned", horizon=800, fractions=looks[:k], spending=spending, alternative=alternative)
+            crossed = {"two-sided": abs(shift) > z, "greater": shift > z, "less": -shift > z}[alternative]
+            assert (c.lower > 0 or c.upper < 0) == crossed == (c.p < .05)
 
 
 def test_results_are_plain_json(users):
