@@ -1787,6 +1787,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlnb/rollout/comparison.py'),
                                          'mlnb.rollout.comparison.sentence': ( 'rollout/comparison.html#sentence',
                                                                                'mlnb/rollout/comparison.py'),
+                                         'mlnb.rollout.comparison.steady': ('rollout/comparison.html#steady', 'mlnb/rollout/comparison.py'),
                                          'mlnb.rollout.comparison.verdict_of': ( 'rollout/comparison.html#verdict_of',
                                                                                  'mlnb/rollout/comparison.py')},
             'mlnb.rollout.declared': { 'mlnb.rollout.declared.Mean': ('rollout/declared.html#mean', 'mlnb/rollout/declared.py'),

@@ -17,8 +17,8 @@ from .moments import Moments
 from .sequential import Alternative, anytime_p, bad_settings, confidence_sequence, rare_difference, rate_sequence, refuse
 
 # %% auto #0
-__all__ = ['Verdict', 'FEWEST', 'EXPECTED', 'EVENTS', 'Inference', 'verdict_of', 'Comparison', 'lacking', 'Looking', 'judged',
-           'related', 'compare', 'sentence']
+__all__ = ['Verdict', 'FEWEST', 'EXPECTED', 'EVENTS', 'Inference', 'STEADY', 'verdict_of', 'Comparison', 'lacking', 'Looking',
+           'steady', 'judged', 'related', 'compare', 'sentence']
 
 # %% ../../nbs/rollout/comparison.ipynb #e16787b2
 Verdict = Literal["better", "no worse", "worse", "unclear", "unknown"]
@@ -89,6 +89,16 @@ class Looking(NamedTuple):
     spending: Spending = "obrien-fleming"     # planned: or pocock
     share: float = .5                         # rare: the treatment's share of the units of both arms, as designed
 
+# %% ../../nbs/rollout/comparison.ipynb #2a8a09fb
+STEADY = 100 # units by whose weight the variance of an arm is drawn towards that of both
+
+def steady(e: Effect) -> Any: # a standard error, at least `e.se`; an array if the fields of `e` are arrays
+    "The standard error for a confidence sequence, which does not trust a small arm"
+    n, m, u, v = np.broadcast_arrays(e.n_control, e.n_treatment, e.var_control, e.var_treatment)
+    a, b = u * n * (n - 1.), v * m * (m - 1.)  # centred sums of squares
+    pooled = STEADY * (a + b) / (n + m - 2)
+    return np.sqrt(np.maximum(u + v, (a + pooled) / (n - 1 + STEADY) / n + (b + pooled) / (m - 1 + STEADY) / m))
+
 # %% ../../nbs/rollout/comparison.ipynb #3e2ff2e8
 def _planned(e: Effect, how: Looking) -> tuple[float, float, float]:
     "Interval and p-value at a planned look"
@@ -100,7 +110,7 @@ def _planned(e: Effect, how: Looking) -> tuple[float, float, float]:
     far = bound(how.alpha) * e.se
     return (-np.inf if how.alternative == "less" else e.estimate - far), (np.inf if how.alternative == "greater" else e.estimate + far), float(p)
 
-# %% ../../nbs/rollout/comparison.ipynb #34936ce7
+# %% ../../nbs/rollout/comparison.ipynb #5e92e124
 def _events(e: Effect) -> tuple[int, int]: # of the control, of the treatment
     "How many units had a yes"
     return round(e.control * e.n_control), round(e.treatment * e.n_treatment)
@@ -113,7 +123,7 @@ def judged(metric: AnyMetric, e: Effect, how: Looking) -> tuple[float, float, fl
     elif how.inference == "fixed": found = (*interval(e, how.alpha, how.alternative), p_value(e, how.alternative))
     elif how.inference == "planned": found = _planned(e, how)
     else:
-        given = e.estimate, e.se, e.n_control + e.n_treatment, how.alpha, how.horizon, how.alternative
+        given = e.estimate, steady(e), e.n_control + e.n_treatment, how.alpha, how.horizon, how.alternative
         found = (*confidence_sequence(*given), anytime_p(*given))
     return float(found[0]), float(found[1]), float(found[2])
 
