@@ -28,7 +28,7 @@ def title_of(r: Any,               # a row of comparisons
     "A metric with an arrow that shows which way is better"
     return f"{r.metric}{' · ' + str(r.arm) if several else ''} {'↑' if r.better == 'higher' else '↓'}"
 
-# %% ../../nbs/rollout/charts.ipynb #3090194b
+# %% ../../nbs/rollout/charts.ipynb #ff515979
 def harm_of(r: Any) -> float: # relative to the control, with its sign; NaN if there is no margin
     "Where the tolerated harm ends"
     return (r.margin or np.nan) / abs(r.control) * (-1 if r.better == "higher" else 1) if r.control else np.nan
@@ -37,8 +37,9 @@ def _reach(rows: pd.DataFrame) -> float: # of the axis on either side of 0
     "So wide that most of the intervals are inside"
     centre = np.abs(np.r_[rows["relative"].to_numpy(dtype=float), [harm_of(r) for r in rows.itertuples(index=False)]])
     ends = np.abs(rows[["relative_lower", "relative_upper"]].to_numpy(dtype=float).ravel())
-    inner, outer = (v[np.isfinite(v)].max(initial=.01) for v in (centre, np.r_[centre, ends]))
-    return float(1.15 * min(outer, 6 * max(inner, .02)))
+    inner, ends = (v[np.isfinite(v)] for v in (centre, ends))
+    usual = 2.5 * np.median(ends) if len(ends) else 0.0
+    return float(1.15 * max(inner.max(initial=.01), min(ends.max(initial=.01), usual)))
 
 # %% ../../nbs/rollout/charts.ipynb #5d7d45f8
 def _bar(ax: Axes, y: int, r: Any, far: float) -> None:
