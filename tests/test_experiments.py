@@ -382,7 +382,7 @@ def test_planned_looks_are_judged_by_their_boundaries(alternative, spending):
             assert (c.lower > 0 or c.upper < 0) == crossed == (c.p < .05)
 
 
-def test_results_are_plain_json(users):
+def test_results_are_plain_json():
     report = experiment(log_of(np.random.default_rng(16)), METRICS, unit="who", time="at", points=3)
     out = report.to_dict()
     assert set(out) >= {"title", "alarm", "reasons", "table", "rows", "sample_ratio", "how"} and len(out["rows"]) == len(METRICS)
