@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class Evidence:
 
 def evidence_of(data: Mapping[str, Any]) -> Evidence:
     "Evidence from what `to_dict` made of it"
-    nan = {k for k, t in Comparison.__annotations__.items() if t == "float"}
+    nan = {k for k, t in get_type_hints(Comparison).items() if t is float}
     gates: tuple[Any, ...] = tuple(Comparison(**{k: float("nan") if v is None and k in nan else v for k, v in g.items()}) for g in data["gates"])  # type: ignore[arg-type]
     return Evidence(**{**data, "units": tuple(data["units"]), "gates": gates, "lags": {k: Lag(**v) for k, v in data["lags"].items()}})
 
