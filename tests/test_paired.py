@@ -199,7 +199,14 @@ def test_models_that_are_one_and_the_same() -> None:
     data = answers(500, 11)
     report = shadow(data["champion"], data["champion"], data["y"], task="binary", classes=["0", "1"], metrics=dict.fromkeys(("log_loss", "accuracy", "agreement"), .05), features=pd.DataFrame({"x": np.arange(500.)}))
     assert report.table()["verdict"].tolist() == ["unknown", "no worse", "no worse"] and not report.alarm
-    assert report.rows["reason"].iloc[0] == "the two models are equally good in every row"
+    assert report.rows["reason"].iloc[0] == "the difference is 0 in every row"
+
+
+def test_a_difference_that_never_varies_is_no_certainty() -> None:
+    "All that is left of its variance is rounding"
+    x = np.random.default_rng(15).normal(size=400) * 1e3
+    c = paired_comparisons(of("mae", abs(x), abs(x) + .1), ["mae"])[0]
+    assert c.verdict == "unknown" and c.reason == "the difference is 0.1 in every row" and c.se == 0
 
 
 def test_a_certainly_worse_challenger_is_an_alarm() -> None:

@@ -96,6 +96,7 @@ def test_confseq_bernoulli_interval(k, n, horizon, ends):
 def test_msprt():
     "The statistic of the mixture sequential probability ratio test for a mean difference of n pairs; V: variance of one pair, tau: spread of effects"
     rng = np.random.default_rng(0)
+    assert math.exp(normal_mixture(500 * .15 / math.sqrt(2), 500, 2 / .1**2)) == pytest.approx(3.985038953321, abs=1e-12)
     for n, d, v, tau in zip(rng.integers(10, 10_000, 20), rng.normal(0, .1, 20), rng.uniform(.5, 4, 20), rng.uniform(.01, 1, 20), strict=True):
         ratio = math.sqrt(v / (v + n * tau**2)) * math.exp(n**2 * tau**2 * d**2 / (2 * v * (v + n * tau**2)))
         assert math.exp(normal_mixture(n * d / math.sqrt(v), n, v / tau**2)) == pytest.approx(ratio)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Moments', 'numbers', 'moments', 'place', 'mean', 'covariance', 'moments_by', 'to_dict', 'from_dict']
 
-# %% ../../nbs/rollout/moments.ipynb #3626dd55
+# %% ../../nbs/rollout/moments.ipynb #67674bc0
 @dataclass(frozen=True, eq=False)
 class Moments:
     "Number, means and centred sums of products of some columns"
@@ -35,7 +35,8 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments: # raises ParameterError if the columns differ
         "The moments of the rows of both"
-        if self.columns != other.columns: raise ParameterError(f"moments of {self.columns} cannot be added to moments of {other.columns}; both need the same columns in the same order")
+        if self.columns != other.columns:
+            raise ParameterError(f"moments of {self.columns} cannot be added to moments of {other.columns}; both need the same columns in the same order")
         if not self.n or not other.n: return other if other.n else self
         n, apart = self.n + other.n, other.mean - self.mean
         return Moments(self.columns, n, self.mean + apart * (other.n / n), self.cross + other.cross + np.outer(apart, apart) * (self.n * (other.n / n)))
@@ -54,10 +55,11 @@ def numbers(values: Any) -> np.ndarray | None: # floats, nulls as NaN; None: som
     found, wrong = as_numbers(series, kind)
     return None if wrong is not None else np.asarray(found, dtype=float)
 
-# %% ../../nbs/rollout/moments.ipynb #542aa03e
+# %% ../../nbs/rollout/moments.ipynb #877c267b
 def _read(frame: pd.DataFrame | Mapping[str, Any], columns: Sequence[str]) -> np.ndarray: # shape (n, k)
     "Columns as a matrix; raises one ParameterError with all that is wrong"
-    read, bad = {c: numbers(frame[c]) for c in columns if c in frame}, [f"there is no column {c!r}; known: {', '.join(map(repr, list(frame)[:10]))}" for c in columns if c not in frame]
+    read = {c: numbers(frame[c]) for c in columns if c in frame}
+    bad = [f"there is no column {c!r}; known: {', '.join(map(repr, list(frame)[:10]))}" for c in columns if c not in frame]
     for c, x in read.items():
         if x is None: bad.append(f"{c} is not numeric")
         elif not np.isfinite(x).all(): bad.append(f"{c} is null or infinite in {int((~np.isfinite(x)).sum()):,} of {len(x):,} rows; fill these or leave them out")
@@ -77,7 +79,7 @@ def moments(frame: pd.DataFrame | Mapping[str, Any], # one row a unit
     left = apart.mean(0)  # what rounding left of the mean
     return Moments(tuple(columns), len(x), first + mean + left, apart.T @ apart - len(x) * np.outer(left, left))
 
-# %% ../../nbs/rollout/moments.ipynb #ce2aa065
+# %% ../../nbs/rollout/moments.ipynb #7cc551dc
 def place(m: Moments, column: str) -> int: # raises ParameterError naming the columns there are
     "Where a column is"
     if column not in m.columns: raise ParameterError(f"these moments have no column {column!r}; they have {', '.join(map(repr, m.columns))}")
@@ -88,6 +90,7 @@ def mean(m: Moments, column: str) -> float: # NaN of no row
     i = place(m, column)
     return float(m.mean[i]) if m.n else np.nan
 
+# %% ../../nbs/rollout/moments.ipynb #30d16880
 def covariance(m: Moments, a: str, b: str, # columns; the same one twice for its variance
                ) -> float:                 # NaN of fewer than two rows
     "The sample covariance of two columns"
@@ -102,7 +105,7 @@ def moments_by(frame: pd.DataFrame,   # one row a unit
     "The moments of each group of rows"
     return {key: moments(frame.iloc[rows], columns) for key, rows in frame.groupby(by, observed=True).indices.items()}
 
-# %% ../../nbs/rollout/moments.ipynb #a7e92fb7
+# %% ../../nbs/rollout/moments.ipynb #dbab8b4b
 def to_dict(m: Moments) -> dict[str, Any]: # plain JSON types; k + k * k numbers
     "Moments as plain data"
     return {"columns": list(m.columns), "n": m.n, "mean": m.mean.tolist(), "cross": m.cross.tolist()}
@@ -113,5 +116,5 @@ def from_dict(data: Mapping[str, Any], # from `to_dict`, perhaps through JSON
     try: out = Moments(tuple(data["columns"]), int(data["n"]), np.array(data["mean"], dtype=float), np.array(data["cross"], dtype=float))
     except (KeyError, TypeError, ValueError) as e: raise ParameterError(f"these are no stored moments: {type(e).__name__} {e}; give what to_dict returned") from e
     k = len(out.columns)
-    if out.mean.shape != (k,) or out.cross.shape != (k, k): raise ParameterError(f"these are no stored moments: {k} columns, means of shape {out.mean.shape}, products of shape {out.cross.shape}")
-    return out
+    if out.mean.shape == (k,) and out.cross.shape == (k, k): return out
+    raise ParameterError(f"these are no stored moments: {k} columns, means of shape {out.mean.shape}, products of shape {out.cross.shape}")

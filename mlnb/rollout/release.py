@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Rollout', 'begin', 'latest', 'Tick', 'evaluate', 'tick', 'moves', 'decided_on', 'act', 'hold', 'resume', 'next_stage',
-           'promote', 'roll_back']
+__all__ = ['Rollout', 'commit', 'begin', 'latest', 'Tick', 'evaluate', 'tick', 'moves', 'decided_on', 'act', 'hold', 'resume',
+           'next_stage', 'promote', 'roll_back']
 
 # %% ../../nbs/rollout/release.ipynb #d76abde5
 @dataclass(frozen=True, repr=False)
@@ -107,13 +107,13 @@ def _insert(dep: Deployment, versions: Sequence[ModelVersion], plan: Plan, salt:
         c.execute(st.MOVES.insert().values(rollout_id=key, number=0, state="draft", stage=0, at=at, recorded=clock.now(), reason=reason, actor=actor))
     return int(key)
 
-# %% ../../nbs/rollout/release.ipynb #e3f0869c
-def _commit(rollout: Rollout, seen: Any,       # the row as it was read
+# %% ../../nbs/rollout/release.ipynb #6e913d2a
+def commit(rollout: Rollout, seen: Any,       # the row as it was read
             move: Move, at: int, actor: str, evidence: Evidence | None = None,
             connection: sa.Connection | None = None) -> bool: # False: somebody else was faster
     "Let a move take effect, as a whole or not at all"
     if connection is None:
-        with rollout.dep.ws.store.write() as c: return _commit(rollout, seen, move, at, actor, evidence, c)
+        with rollout.dep.ws.store.write() as c: return commit(rollout, seen, move, at, actor, evidence, c)
     c, to = connection, move.state
     done = c.execute(st.ROLLOUTS.update().where(st.ROLLOUTS.c.id == rollout.id, st.ROLLOUTS.c.moves == seen.moves).values(state=to.name, stage=to.stage, moves=seen.moves + 1, active=int(to.active)))
     if not done.rowcount: return False
@@ -131,7 +131,7 @@ def _time(rollout: Rollout, at: TimeLike | None) -> int: # raises ParameterError
     if t < last: raise ParameterError(f"at={clock.timestamp(t)} is before the last move of the rollout, {clock.timestamp(last)}; what was decided stays decided, give a later time")
     return t
 
-# %% ../../nbs/rollout/release.ipynb #6853a1ab
+# %% ../../nbs/rollout/release.ipynb #e9a2049a
 def begin(dep: Deployment,
           challenger: ModelVersion | int | Sequence[ModelVersion | int] | None = None, # who is tried, or several; None: the rollout there is
           plan: Plan | Mapping[str, Any] | None = None, # the default plan if there is none
@@ -148,7 +148,7 @@ def begin(dep: Deployment,
     places = stages(made, [v.label for v in (champion, *versions)])
     make_tables(dep)
     rollout = Rollout(dep, _insert(dep, versions, made, salt, clock.now() if at is None else clock.micros(at, "at"), actor, reason))
-    if not draft and (seen := rollout.row).state == "draft": _commit(rollout, seen, Move(running(places, 0), reason), rollout.began, actor)
+    if not draft and (seen := rollout.row).state == "draft": commit(rollout, seen, Move(running(places, 0), reason), rollout.began, actor)
     return rollout
 
 def latest(dep: Deployment) -> Rollout: # raises NotFound
@@ -157,7 +157,7 @@ def latest(dep: Deployment) -> Rollout: # raises NotFound
     if not found: raise NotFound(f"there is no rollout of {dep.name!r} yet; begin one with dep.rollout(challenger, plan)")
     return Rollout(dep, found[0].id)
 
-# %% ../../nbs/rollout/release.ipynb #2b44a5ab
+# %% ../../nbs/rollout/release.ipynb #e9730f2a
 @dataclass(frozen=True)
 class Tick:
     "What an evaluation found, and did"
@@ -180,7 +180,7 @@ def tick(rollout: Rollout, at: TimeLike | None = None, # the moment, in event ti
          *, actor: str = "tick") -> Tick:
     "Evaluate, and move if the evidence says so"
     seen, found = rollout.row, evaluate(rollout, at)
-    if found.move is None or _commit(rollout, seen, found.move, found.at, actor, found.evidence): return found
+    if found.move is None or commit(rollout, seen, found.move, found.at, actor, found.evidence): return found
     return Tick(found.before, rollout.state, found.evidence, None, found.at)  # somebody else has moved it
 
 # %% ../../nbs/rollout/release.ipynb #ab24d08d
@@ -202,7 +202,7 @@ def _row_of(rollout: Rollout, number: int | None) -> list[Any]:
     where = [st.MOVES.c.rollout_id == rollout.id] + ([] if number is None else [st.MOVES.c.number == number])
     return rollout.dep.ws.rows(sa.select(st.MOVES).where(*where).order_by(st.MOVES.c.number.desc()).limit(1))
 
-# %% ../../nbs/rollout/release.ipynb #18041ecf
+# %% ../../nbs/rollout/release.ipynb #80f5e7ce
 def act(rollout: Rollout, action: str,      # hold, resume, next, promote, rollback
         reason: str,                        # why, in a sentence
         *, at: TimeLike | None = None, actor: str = "user",
@@ -213,7 +213,7 @@ def act(rollout: Rollout, action: str,      # hold, resume, next, promote, rollb
     arm = next((v.label for v in rollout.challengers if v.number == number), "") if number is not None else rollout.challengers[0].label
     if action == "promote" and (not arm or (number is None and len(rollout.challengers) > 1)): raise ParameterError(f"version={number}: say which challenger to promote: {', '.join(f'{v.number} ({v.label})' for v in rollout.challengers)}")
     move = by_hand(action, State(seen.state, seen.stage), rollout.stages, reason, arm)
-    if not _commit(rollout, seen, move, t, actor): raise ParameterError(f"somebody else has moved the rollout meanwhile: it is {rollout.where} now; look again, then decide")
+    if not commit(rollout, seen, move, t, actor): raise ParameterError(f"somebody else has moved the rollout meanwhile: it is {rollout.where} now; look again, then decide")
     return move.state
 
 def hold(rollout: Rollout, reason: str, **how: Any) -> State: return act(rollout, "hold", reason, **how)

@@ -74,14 +74,13 @@ def unit_values(metric: AnyMetric,
     if isinstance(metric, Mean) and metric.winsorize and counted.any(): out = {c: np.minimum(v, np.nanquantile(v, metric.winsorize)) for c, v in out.items()}
     return out | {c: np.where(counted, _covariate(table[c][units.rows], units, counted), np.nan) for c in before}
 
-# %% ../../nbs/rollout/tables.ipynb #ff58310d
+# %% ../../nbs/rollout/tables.ipynb #f111a0fb
 def one_row_a_unit(frame: pd.DataFrame,          # any rows
                    unit: str,                    # the column that says whose
                    arm: str,                     # the column that says in which arm
                    metrics: Sequence[AnyMetric], # not quantiles, which need all rows
                    ) -> pd.DataFrame:            # unit, arm, and the columns of the metrics; raises ParameterError
     "Sums of each unit; `attrs['crossed']` names those that were seen in two arms, and are left out"
-    import pandas as pd
     if wrong := check_rows(frame, metrics, arm, unit): raise ParameterError("\n".join(["no table of units:", *(f"  - {b}" for b in wrong)]))
     units, table = enrol(frame[arm], frame[unit]), columns_of(frame, metrics)
     out: dict[str, np.ndarray] = {}
@@ -89,9 +88,8 @@ def one_row_a_unit(frame: pd.DataFrame,          # any rows
         for c, v in unit_values(m, table, units).items():
             if c in out and not np.array_equal(out[c], v, equal_nan=True): raise ParameterError(f"{c} is added up in one way by {m.label} and in another by a metric before it; give one of them a copy of the column under another name")
             out[c] = v
-    names = np.empty(len(units.arm), object)
-    names[units.unit] = frame[unit].to_numpy()[units.rows]
-    found = pd.DataFrame({unit: names, arm: np.array(units.arms, object)[units.arm], **out})
+    first = units.rows[np.unique(units.unit, return_index=True)[1]]
+    found = frame[[unit, arm]].iloc[first].reset_index(drop=True).assign(**out)
     found.attrs["crossed"] = list(units.crossed)
     return found
 
