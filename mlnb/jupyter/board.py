@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from mlnb.jupyter.reports import ReportRun
 
 # %% auto #0
-__all__ = ['FEW', 'AT_WORK', 'T', 'P', 'header', 'spoken', 'notice', 'heading', 'picture', 'actions', 'frame', 'entries',
-           'run_button', 'chooser', 'controls', 'arrange', 'sides', 'listing', 'Live', 'drawn', 'Look', 'whole',
-           'Board', 'put', 'told', 'choose', 'refill', 'once', 'judge', 'refresh', 'run_report', 'on', 'opened']
+__all__ = ['FEW', 'AT_WORK', 'T', 'P', 'header', 'spoken', 'notice', 'heading', 'picture', 'actions', 'style_sheet', 'frame',
+           'entries', 'run_button', 'chooser', 'controls', 'arrange', 'sides', 'listing', 'Live', 'drawn', 'Look',
+           'whole', 'Board', 'put', 'told', 'choose', 'refill', 'once', 'judge', 'refresh', 'run_report', 'on',
+           'opened']
 
 # %% ../../nbs/jupyter/board.ipynb #c1a8786e
 FEW = 4  # reasons that are shown at once
@@ -89,11 +90,15 @@ def actions(*parts: DOMWidget) -> DOMWidget:
     row.add_class("mlnb-actions")
     return row
 
-# %% ../../nbs/jupyter/board.ipynb #ea4cec3a
+# %% ../../nbs/jupyter/board.ipynb #fe5264cf
+def style_sheet() -> str: # markup
+    "What no inline style can say"
+    return f"<style>{(files('mlnb') / 'data' / 'panels.css').read_text(encoding='utf-8')}</style>"
+
 def frame(*parts: DOMWidget) -> DOMWidget:
     "The frame around a panel"
     import ipywidgets as w
-    style = w.HTML(f"<style>{(files('mlnb') / 'data' / 'panels.css').read_text(encoding='utf-8')}</style>", layout=w.Layout(display="none"))
+    style = w.HTML(style_sheet(), layout=w.Layout(display="none"))
     box = w.VBox([style, *parts], layout=w.Layout(width="100%", max_width="1080px", padding="4px 2px", overflow="visible"))
     box.add_class("mlnb-panel")
     return box
