@@ -22,7 +22,7 @@ import mlnb
 from mlnb.core import registry, store as st
 from mlnb.core.exposures import read_exposed, read_shadowed
 from mlnb.rollout.mirror import MEMORY, lag, shadows
-from mlnb.rollout.plan import Plan, Stage
+from mlnb.rollout.plan import Stage
 from mlnb.rollout.release import latest
 from mlnb.rollout.routing import Traffic, assign
 from mlnb.rollout.states import ENDED

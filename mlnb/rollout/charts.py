@@ -136,7 +136,7 @@ def plot_course(course: pd.DataFrame,        # comparisons with `at` and `units`
         if not hasattr(shown["at"], "dt"): continue
         if shown["at"].nunique() == 1: ax.set_xticks([shown["at"].iloc[0]], [f"{shown['at'].iloc[0]:%Y-%m-%d}"])
         if shown["at"].nunique() < 2: continue
-        ax.xaxis.set_major_locator(locator := mdates.AutoDateLocator(maxticks=6))
+        ax.xaxis.set_major_locator(locator := mdates.AutoDateLocator(minticks=3, maxticks=7))
         ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
     for row in axes: row[0].set_ylabel("difference")
     return fig

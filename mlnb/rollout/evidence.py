@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def join_outcome(c: Criterion, frame: pd.DataFrame, # as from `read_exposed`, in
     values[first[over]] = (total[over] > 0) if c.share else total[over]
     return Joined(values, int((known & (happened < since)).sum()), int((~over).sum()))
 
-# %% ../../nbs/rollout/evidence.ipynb #3eedc293
+# %% ../../nbs/rollout/evidence.ipynb #db889756
 @dataclass(frozen=True)
 class Evidence:
     "What is known at a time about the challengers of a stage"
@@ -126,8 +126,8 @@ class Evidence:
 
 def evidence_of(data: Mapping[str, Any]) -> Evidence:
     "Evidence from what `to_dict` made of it"
-    nan = {k for k, t in Comparison.__annotations__.items() if t == "float"}
-    gates = tuple(Comparison(**{k: float("nan") if v is None and k in nan else v for k, v in g.items()}) for g in data["gates"])
+    nan = {k for k, t in get_type_hints(Comparison).items() if t is float}
+    gates: tuple[Any, ...] = tuple(Comparison(**{k: float("nan") if v is None and k in nan else v for k, v in g.items()}) for g in data["gates"])  # type: ignore[arg-type]
     return Evidence(**{**data, "units": tuple(data["units"]), "gates": gates, "lags": {k: Lag(**v) for k, v in data["lags"].items()}})
 
 # %% ../../nbs/rollout/evidence.ipynb #0601f03f
@@ -175,7 +175,7 @@ def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
     ratio = float(sample_ratio_p(units.counts, arms.stage.weights)) if len(frame) else 1.
     return Evidence(at, tuple(map(int, fresh)), gates, ratio, len(units.crossed), waiting, early)
 
-# %% ../../nbs/rollout/evidence.ipynb #f79f4979
+# %% ../../nbs/rollout/evidence.ipynb #3cc0ccf7
 def read_pairs(arms: Arms, version: ModelVersion, at: int, features: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]: # microseconds
     "What the champion and a challenger said to the same questions, as known at a time"
     t = clock.timestamp(at)
@@ -198,7 +198,13 @@ def shadow_gates(arms: Arms, version: ModelVersion, sums: PairedSums) -> list[Co
     margins = {c.name: c.margin for c in arms.plan.criteria if c.kind != "outcome"}
     def asked(alpha: float) -> list[Comparison]: return paired_comparisons(sums, margins, alpha=2 * alpha, horizon=arms.plan.horizon)
     found = [merged(safe, harm)._replace(arm=version.label, margin=margins[safe.metric]) for safe, harm in zip(asked(arms.plan.alpha), asked(arms.plan.alpha / arms.asked), strict=True)]
-    return [g if g.verdict == "unknown" or g.metric == "error_rate" or g.n_treatment >= EARLIEST else g._replace(verdict="unknown", reason=f"{g.n_treatment} units are too few, {EARLIEST} are needed") for g in found]
+    return [_settled(g) for g in found]
+
+def _settled(g: Comparison) -> Comparison:
+    "A paired comparison of a few units is none, and two models that say the same are no worse"
+    if g.metric != "error_rate" and g.n_treatment < EARLIEST: return g._replace(verdict="unknown", reason=g.reason or f"{g.n_treatment} units are too few, {EARLIEST} are needed")
+    alike = g.verdict == "unknown" and g.difference == 0 and bool(g.margin)
+    return g._replace(lower=0., upper=0., verdict="no worse", reason="") if alike else g
 
 # %% ../../nbs/rollout/evidence.ipynb #1a84e240
 def judge_shadow(arms: Arms, at: int) -> Evidence: # microseconds

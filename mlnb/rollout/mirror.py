@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['CHUNK', 'SINGLY', 'MEMORY', 'Task', 'shadows', 'reached', 'Lag', 'lag', 'waiting', 'ask', 'void', 'work', 'start',
-           'death', 'Mirror', 'end', 'watch', 'mirror', 'wanted_lag']
+__all__ = ['CHUNK', 'SINGLY', 'MEMORY', 'Task', 'shadows', 'reached', 'Lag', 'lag', 'waiting', 'ask', 'work', 'start', 'death',
+           'Mirror', 'end', 'watch', 'mirror', 'wanted_lag']
 
 # %% ../../nbs/rollout/mirror.ipynb #08ca2ac2
 class Task(NamedTuple):
@@ -69,7 +69,7 @@ def lag(task: Task) -> Lag:
     waiting = count(ex, *mine, ex.c.seq > last)
     return Lag(asked, done, asked - waiting - done, waiting)
 
-# %% ../../nbs/rollout/mirror.ipynb #c53331e6
+# %% ../../nbs/rollout/mirror.ipynb #8191732d
 CHUNK = 256  # questions that are read at once
 
 def waiting(task: Task, after: int,  # number of the last exposure that was dealt with
@@ -77,18 +77,18 @@ def waiting(task: Task, after: int,  # number of the last exposure that was deal
             rows: int = CHUNK) -> tuple[pd.DataFrame, list[str], list[int]]: # features, ids, numbers of the exposures
     "The next questions for a challenger"
     import pandas as pd
+    import pyarrow as pa
     log, ex, dep = tables(task.dep)[0], exposure_table(task.dep), task.dep
     columns = [c for c in log_columns(dep, log) if c[0] in dep.schema.names]
     mine = (ex.c.rollout == task.rollout, ex.c.stage == task.place)
     newest = sa.select(ex.c.seq).where(*mine).order_by(ex.c.seq.desc()).offset(most).limit(1)
     floor = max([after, *(int(r[0]) for r in dep.ws.rows(newest))])
     query = sa.select(ex.c.seq, ex.c.id, *(log.c[k].label(f"c{i}") for i, (_, _, k) in enumerate(columns))).join_from(ex, log, log.c.id == ex.c.id)
-    found = dep.ws.rows(query.where(*mine, ex.c.seq > floor).order_by(ex.c.seq).limit(rows))
-    import pyarrow as pa
+    found: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor).order_by(ex.c.seq).limit(rows))
     frame = pd.DataFrame({name: typed(pa.chunked_array([pa.array([r[i + 2] for r in found])]), kind) for i, (name, kind, _) in enumerate(columns)})
     return frame, [r[1] for r in found], [int(r[0]) for r in found]
 
-# %% ../../nbs/rollout/mirror.ipynb #36c4cf94
+# %% ../../nbs/rollout/mirror.ipynb #c6deca42
 SINGLY = 20  # questions that are asked one by one
 
 def _one(task: Task, frame: pd.DataFrame, id: str) -> None:
@@ -98,19 +98,24 @@ def _one(task: Task, frame: pd.DataFrame, id: str) -> None:
     except MlnbError as e: said, error = None, f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
     log_shadows(task.dep, task.rollout, task.version, [id], said, [(time.perf_counter() - start) * 1e3 if error is None else None], error)
 
+def _together(task: Task, frame: pd.DataFrame, ids: list[str]) -> bool: # False: it cannot answer all of them
+    "Ask many questions at once"
+    try: said = runtime.answer(task.version, task.version.schema.conform(frame, task.dep.strict))
+    except MlnbError: return False
+    log_shadows(task.dep, task.rollout, task.version, ids, said, [None] * len(ids))
+    return True
+
+# %% ../../nbs/rollout/mirror.ipynb #2a1b93c5
 def ask(task: Task, frame: pd.DataFrame, ids: list[str], tell: Any = lambda i, n: None, singly: bool = False) -> None: # tell(first, rows) before each question
     "Ask a challenger some questions, and keep what it says"
     if not singly and len(ids) > SINGLY:
         tell(0, len(ids))
-        try: return void(log_shadows(task.dep, task.rollout, task.version, ids, runtime.answer(task.version, task.version.schema.conform(frame, task.dep.strict)), [None] * len(ids)))
-        except MlnbError: pass
+        if _together(task, frame, ids): return
     for i, id in enumerate(ids):
         tell(i, 1)
         _one(task, frame.iloc[i:i + 1].reset_index(drop=True), id)
 
-def void(_: Any) -> None: return None
-
-# %% ../../nbs/rollout/mirror.ipynb #120070c0
+# %% ../../nbs/rollout/mirror.ipynb #935d734a
 MEMORY = 2 * 2**30  # bytes that the process of a challenger may take
 
 def _modest(memory: int) -> None: # bytes
@@ -124,7 +129,7 @@ def _modest(memory: int) -> None: # bytes
 def _gone() -> bool:
     "Was standard input closed?"
     import select
-    return bool(select.select([sys.stdin], [], [], 0)[0]) and not sys.stdin.buffer.read1(1)
+    return bool(select.select([sys.stdin], [], [], 0)[0]) and not os.read(sys.stdin.fileno(), 1)
 
 # %% ../../nbs/rollout/mirror.ipynb #836afe0c
 def work(folder: str, deployment: str, version: int, after: int, most: int, singly: bool, once: bool) -> None:
@@ -147,12 +152,12 @@ if __name__ == "__main__" and "__file__" in globals():
     _modest(given.pop("memory"))
     work(**given)
 
-# %% ../../nbs/rollout/mirror.ipynb #a92268a3
+# %% ../../nbs/rollout/mirror.ipynb #7bb87016
 def start(task: Task, after: int, most: int, singly: bool = False, once: bool = False, memory: int = MEMORY) -> subprocess.Popen[str]:
     "Start the process of a challenger"
     given = {"folder": str(task.dep.ws.path.resolve()), "deployment": task.dep.name, "version": task.version.number, "after": after, "most": most, "singly": singly, "once": once, "memory": memory}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return subprocess.Popen([sys.executable, "-m", "mlnb.rollout.mirror", json.dumps(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-m", "mlnb.rollout.mirror", json.dumps(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)  # noqa: S603  this interpreter, a module of ours and JSON
 
 # %% ../../nbs/rollout/mirror.ipynb #390b6acb
 def death(code: int) -> str:
@@ -195,15 +200,14 @@ def end(process: subprocess.Popen[str], deadline: float) -> None:
         process.kill()
         process.wait(10)
 
-# %% ../../nbs/rollout/mirror.ipynb #3559ad6b
+# %% ../../nbs/rollout/mirror.ipynb #1abbc550
 def _follow(mirror: Mirror, after: int, singly: bool) -> tuple[int, dict[str, Any]]: # its status, and what it was about to ask
     "Run the process once, and listen to what it says"
     mirror.process = process = start(mirror.task, after, mirror.most, singly, mirror.once, mirror.memory)
     last: dict[str, Any] = {}
     try:
         if mirror.stopped.is_set(): end(process, 0)
-        assert process.stdout
-        for line in process.stdout: last = json.loads(line)
+        for line in process.stdout or (): last = json.loads(line)
         return process.wait(10), last
     finally:
         end(process, 1)
@@ -223,7 +227,7 @@ def watch(mirror: Mirror) -> None:
         after = max(after, last.get("after", after) + (len(ids) == 1), reached(task) if len(ids) == 1 else 0)
         mirror.stopped.wait(min(60., .2 * 2 ** min(mirror.deaths, 9)) if not ids or mirror.deaths > 20 else .05)
 
-# %% ../../nbs/rollout/mirror.ipynb #471fab3b
+# %% ../../nbs/rollout/mirror.ipynb #bfbfd483
 def mirror(dep: Deployment,
            timeout: float = 600.,       # seconds for each challenger
            memory: int = MEMORY,        # bytes that its process may take
@@ -233,8 +237,7 @@ def mirror(dep: Deployment,
     if not found: raise NotFound(f"deployment {dep.name!r} is in no shadow stage; begin one with dep.rollout(challenger, plan)")
     for task in found:
         m = Mirror(task, wanted_lag(dep), memory, once=True).start()
-        assert m.thread
-        m.thread.join(timeout)
+        if m.thread: m.thread.join(timeout)
         m.stop()
         if m.failed: raise MlnbError(f"{task.version.label} cannot be asked: {m.failed} before it was asked anything, {m.deaths} times; its messages are on standard error")
     return {t.version.number: lag(t) for t in found}

@@ -38,11 +38,11 @@ KNOWN: dict[str, Criterion] = {c.name: c for c in (
 
 TASKS = {"binary": ("log_loss", "brier", "accuracy"), "multiclass": ("log_loss", "accuracy"), "regression": ("mae", "mse")}
 
-# %% ../../nbs/rollout/plan.ipynb #1eeb4286
+# %% ../../nbs/rollout/plan.ipynb #e9e7052b
 def criterion(given: Any) -> Criterion: # raises ParameterError
     "A criterion from what people write"
     if isinstance(given, Criterion): return given
-    made = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+    made: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
     known = {f.name for f in fields(Criterion)} - {"kind"}
     if not isinstance(made.get("name"), str) or set(made) - known:
         raise ParameterError(f"{given!r} is no criterion; give a name such as 'log_loss', or a table with name and any of {', '.join(sorted(known - {'name'}))}")

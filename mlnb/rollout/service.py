@@ -31,7 +31,7 @@ def under_way(ws: Workspace, only: Deployment | None = None) -> list[Deployment]
     if only is not None: return [only] if only.id in ids else []
     return [d for d in registry.deployments(ws) if d.id in ids] if ids else []
 
-# %% ../../nbs/rollout/service.ipynb #72827bb2
+# %% ../../nbs/rollout/service.ipynb #71974617
 @dataclass
 class Attendant:
     "Looks after the rollouts of a workspace or of one deployment, until it is stopped"
@@ -55,6 +55,7 @@ class Attendant:
         for m in list(self.mirrors.values()): m.stop(deadline)
         if self.thread: self.thread.join(deadline)
 
+# %% ../../nbs/rollout/service.ipynb #eab23056
 def keep_mirrors(a: Attendant, deployments: list[Deployment]) -> None:
     "Start and stop the processes of challengers, as the stages say"
     wanted = {(t.rollout, t.version.id): t for d in deployments for t in shadows(d)}
