@@ -124,7 +124,7 @@ def plot_units(r: Record, rows: pd.DataFrame, # as from `exposed`
     if len(rows): _dated(ax)
     return fig
 
-# %% ../../nbs/jupyter/telling.ipynb #4bb035d0
+# %% ../../nbs/jupyter/telling.ipynb #f2550444
 COLOURS = {"draft": "#D1D5DB", "shadow": "#A7C7E0", "canary": "#5BA3CF", "ab": BLUE, "paused": "#C4B5A5", "promoted": GREEN, "rolled back": ORANGE, "expired": GREY}
 
 def _stretch(ax: Axes, state: State, a: Any, b: Any, text: str) -> None: # a, b: times; text: empty if there is no room for it
@@ -134,7 +134,7 @@ def _stretch(ax: Axes, state: State, a: Any, b: Any, text: str) -> None: # a, b:
     if state.active and text: ax.text(a + (b - a) / 2, 0, text, ha="center", va="center", fontsize=8.5, color="white" if state.name in ("ab", "canary") else "#1F2937")
     if not state.active:
         ax.plot([a], [0], "D", color=colour, ms=11, clip_on=False)
-        ax.annotate(state.name, (a, 0), (0, 19), textcoords="offset points", ha="right", fontsize=9.5, fontweight="bold", color=colour)
+        ax.annotate(state.name, (a, 0), (0, 24), textcoords="offset points", ha="right", fontsize=9.5, fontweight="bold", color=colour)
 
 def plot_states(r: Record) -> Figure:
     "Where the rollout stood, and since when"
@@ -147,7 +147,7 @@ def plot_states(r: Record) -> Figure:
         if b > a or not state.active: _stretch(ax, state, a, b, said(state, r.rollout.stages).replace(" of ", "/") if room else "")
     ax.axvline(now, color="k", lw=1, ls="--")  # type: ignore[arg-type]
     ax.annotate("this report", (now, -.4), (-4, 0), textcoords="offset points", ha="right", fontsize=8.5)  # type: ignore[arg-type]
-    ax.set(yticks=[], ylim=(-.5, .75))
+    ax.set(yticks=[], ylim=(-.5, .9))
     ax.spines["left"].set_visible(False)
     if end > begins[0]: _dated(ax)
     return fig
