@@ -2023,6 +2023,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlnb/rollout/evidence.py'),
                                        'mlnb.rollout.evidence.Arms.stage': ('rollout/evidence.html#arms.stage', 'mlnb/rollout/evidence.py'),
                                        'mlnb.rollout.evidence.Arms.sure': ('rollout/evidence.html#arms.sure', 'mlnb/rollout/evidence.py'),
+                                       'mlnb.rollout.evidence.Arms.wider': ('rollout/evidence.html#arms.wider', 'mlnb/rollout/evidence.py'),
                                        'mlnb.rollout.evidence.Evidence': ('rollout/evidence.html#evidence', 'mlnb/rollout/evidence.py'),
                                        'mlnb.rollout.evidence.Evidence.to_dict': ( 'rollout/evidence.html#evidence.to_dict',
                                                                                    'mlnb/rollout/evidence.py'),
