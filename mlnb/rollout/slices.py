@@ -82,7 +82,7 @@ def _explained(metric: AnyMetric, slices: Slices, sums: list[list[Moments]], k: 
             if rest.verdict != "worse": out[up] = slices.names[i]
     return out
 
-# %% ../../nbs/rollout/slices.ipynb #919ffa1d
+# %% ../../nbs/rollout/slices.ipynb #8fdc85af
 def _effects(metric: AnyMetric, arm: str, slices: Slices, sums: list[list[Moments]], k: int, alpha: float, horizon: float) -> pd.DataFrame: # k: the arm's number
     "All slices of one challenger"
     import pandas as pd
@@ -92,8 +92,9 @@ def _effects(metric: AnyMetric, arm: str, slices: Slices, sums: list[list[Moment
     rows = pd.DataFrame(found, columns=Comparison._fields)
     sign = -1.0 if metric.better == "higher" else 1.0
     harm, least = sign * rows["difference"].to_numpy(float), (rows["lower"] if sign > 0 else -rows["upper"]).to_numpy(float)
-    news = says_more(harm, least, slices) | (np.arange(len(rows)) == 0)
-    rows = rows.assign(slice=slices.names, units=n, share=share, harm=harm, least=least, alarm=(rows["verdict"] == "worse").to_numpy() & news)
+    worse = (rows["verdict"] == "worse").to_numpy()
+    known = np.array([worse[ancestors(slices, i)].any() for i in range(len(rows))]) & ~says_more(harm, least, slices)
+    rows = rows.assign(slice=slices.names, units=n, share=share, harm=harm, least=least, alarm=worse & ~known)
     return rows.assign(explained=_explained(metric, slices, sums, k, rows))
 
 # %% ../../nbs/rollout/slices.ipynb #2445391b
@@ -134,11 +135,11 @@ def _told(r: Any, several: bool) -> str: # r: a row
     text = f"{where}: {what}: {values}{r.difference:+.3g} [{r.lower:+.3g}, {r.upper:+.3g}] ({size})"
     return text.replace("+inf", "∞").replace("-inf", "−∞") + (f", explained by {r.explained}" if r.explained else "")
 
-# %% ../../nbs/rollout/slices.ipynb #91b096e9
+# %% ../../nbs/rollout/slices.ipynb #a19a4343
 def _near(rows: pd.DataFrame, several: bool, apart: bool) -> str: # all but the whole
     "What to say when there is no alarm"
     if not len(rows): return "no slice has enough rows yet"
-    what = "do the answers certainly differ more than in the rest" if apart else "is it certainly worse, by enough to matter and by more than in the slices around it"
+    what = "do the answers certainly differ more than in the rest" if apart else "is it certainly worse, by enough to matter"
     return f"in no slice {what}; the nearest is {_told(next(rows.itertuples()), several)}"
 
 def _reasons(r: SliceReport) -> list[str]:
