@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import skops.io
 from mlnb import cli
 from sklearn.linear_model import LogisticRegression
 
-COMMANDS = ["tour", "open", "register", "promote", "serve", "score", "feedback", "drift", "harm", "performance", "report", "ls"]
+COMMANDS = ["tour", "open", "register", "promote", "serve", "score", "feedback", "drift", "harm", "performance", "report", "ls", "rollout", "experiment"]
+GROUPED = [f"rollout {c}" for c in ("start", "status", "tick", "hold", "resume", "next", "promote", "rollback", "moves")] + ["experiment plan", "experiment analyze"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert cli.main(["score", "delays", str(here / "march.csv"), str(here / "scored.parquet"), "--id", "id", "--at", "at", *work]) == 0
     assert cli.main(["feedback", "delays", str(here / "labels.csv"), *work]) == 0
     return here
+
+
+@pytest.fixture(scope="module")
+def tried(folder: Path) -> Path:
+    "A workspace with a champion `delays v1`, an equal v2 and a v3 that knows nothing, and a day of traffic with a canary of v3 in it"
+    import mlnb as library
+    rng, n = np.random.default_rng(0), 1500
+    X = pd.DataFrame({"wind": rng.gamma(4, 3, n).round(2)})
+    y = np.where(rng.random(n) < 1 / (1 + np.exp(3 - X.wind / 4)), "late", "on time")
+    (folder / "mlnb.toml").write_text('[deployments.delays.rollout]\nshadow = false\ncanary = [0.5]\nmin_units = 100\nmax_days = 3\nmetrics = [{name = "log_loss", margin = 0.05}]\n'
+                                      'guardrails = [{name = "error_rate", margin = 0.05}]\n')
+    with library.open(folder / "tried") as ws:
+        for labels in (y, y, rng.permutation(y)): v = ws.register("delays", LogisticRegression().fit(X, labels), X, y, at="2013-03-01")
+        dep = ws.deploy("delays", ws.version("delays", 1), at="2013-03-01")
+        ws.deploy("quiet", ws.version("delays", 1), at="2013-03-01")
+        dep.rollout(v, library.Plan(shadow=False, canary=(.5,), min_units=100), at="2013-03-02", salt="spring")
+        at = pd.Timestamp("2013-03-02", tz="UTC") + pd.to_timedelta(np.arange(n) * 57, unit="s")
+        dep.predict(X, ids=[f"{i}" for i in range(n)], at=at)
+        dep.feedback(pd.DataFrame({"id": [f"{i}" for i in range(n)], "y": y, "at": at + pd.Timedelta("1h")}))
+    return folder / "tried"
+
+
+@pytest.fixture
+def rollouts(tried: Path, mlnb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Run a command in a copy of that workspace"
+    shutil.copytree(tried, tmp_path / "ws")
+    monkeypatch.setenv("MLNB_WORKSPACE", str(tmp_path / "ws"))
+    return mlnb
 
 
 @pytest.fixture
@@ -75,7 +105,7 @@ def mlnb(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     (("drift", "reference.parquet", "current.parquet", "--over", "7D"), 2), (("drift", "delays", "--since", "2013-03-05", "--budget", "1 per year", "--every", "often"), 2),
     (("performance", "delays", "--budget", "1 per 90 days"), 2), (("performance", "delays", "--chunk", "MS", "--budget", "1 per day"), 2),
     (("performance", "delays", "--estimated", "--since", "2014-01-01"), 2), (("performance", "nobody", "--estimated"), 2),
-    (("drfit",), 2), (("--nonsense",), 2), (("drift",), 2), (("ls", "everything"), 2), (("drift", "delays", "--tolerance", "much"), 2), (("serve", "--port", "70000"), 2),
+    (("drfit",), 2), (("--nonsense",), 2), (("drift",), 2), (("ls", "everything"), 2), (("drift", "delays", "--tolerance", "much"), 2), (("serve", "--port", "70000"), 2), (("serve", "--tick", "-1"), 2),
     (("drift", "nobody"), 2), (("drift", "delays", "--since", "yesterday"), 2), (("drift", "delays", "--since", "2013-03-02", "--until", "2013-03-01"), 2),
     (("drift", "reference.parquet", "nobody.parquet"), 2), (("drift", "reference.parquet", "current.parquet", "--since", "2013-03-01"), 2),
     (("drift", "delays", "--tolerance", "-1"), 2), (("performance", "delays", "--chunk", "fortnight"), 2), (("promote", "delays", "7", "--reason", "x"), 2),
@@ -258,6 +288,103 @@ def test_read_only_folder_is_only_read(mlnb, folder: Path) -> None:
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
+# Rollouts and experiments
+
+def test_a_group_shows_its_commands(mlnb) -> None:
+    for group in ("rollout", "experiment"):
+        done = mlnb(group)
+        assert done.code == 0 and all(c.split()[1] in done.out for c in GROUPED if c.startswith(group))
+    assert mlnb("rollout", "tock").code == 2
+
+
+@pytest.mark.parametrize("args,code", [
+    (("status",), 1), (("status", "delays", "--at", "2013-03-02 01:00"), 0), (("status", "delays", "--at", "2013-03-03"), 1), (("tick", "--at", "2013-03-02 01:00", "--no-report"), 0),
+    (("tick", "--at", "2013-03-03", "--no-report"), 1), (("tick", "quiet"), 0), (("tick", "nobody"), 2), (("tick", "--at", "2013-03-01"), 2), (("tick", "--at", "soon"), 2), (("moves", "delays"), 0), (("moves", "quiet"), 2), (("status", "quiet"), 2),
+    (("hold", "delays", "--reason", "a storm", "--at", "2013-03-02 01:00"), 0), (("hold", "delays"), 2), (("hold", "delays", "--reason", " "), 2), (("resume", "delays", "--reason", "x"), 2), (("next", "delays", "--reason", "x"), 2),
+    (("promote", "delays", "--reason", "x", "--at", "2013-03-02 01:00"), 0), (("promote", "delays", "--reason", "x", "--version", "2"), 2), (("rollback", "delays", "--reason", "x", "--at", "2013-03-02 01:00"), 0), (("rollback", "quiet", "--reason", "x"), 2),
+    (("start", "quiet", "2", "--draft"), 0), (("start", "quiet", "2", "3"), 2), (("start", "quiet"), 2), (("start", "quiet", "9"), 2), (("start", "delays", "2"), 2), (("start", "quiet", "2", "--plan", "mlnb.toml"), 2), (("start", "quiet", "2", "--plan", "nobody.toml"), 2)],
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None)
+def test_exit_code_of_rollouts(rollouts, args: tuple[str, ...], code: int) -> None:
+    done = rollouts("rollout", *args)
+    assert done.code == code, done.out + done.err
+    if code == 2: assert done.err.startswith(f"mlnb rollout {args[0]}: ") or "Usage" in done.err or "Error" in done.err
+    else: assert done.out.strip() and not done.err
+
+
+@pytest.mark.parametrize("args,message", [
+    (("start", "delays", "2", "--plan", "mlnb.toml"), "a rollout of 'delays' is under way (state: canary), and is not changed by another plan"),
+    (("start", "quiet", "2", "--plan", "mlnb.toml"), "mlnb.toml has no table [deployments.quiet.rollout]"), (("start", "quiet", "2", "3"), "canary: 0.5 of the traffic for each of 2 challengers and the control is more than there is"),
+    (("start", "quiet", "1"), "delays v1 is the champion itself"), (("moves", "quiet"), "there is no rollout of 'quiet' yet"), (("tick", "nobody"), "there is no deployment 'nobody'"),
+    (("promote", "delays", "--reason", "x", "--version", "2"), "version=2: say which challenger to promote: 3 (delays v3)"), (("next", "delays", "--reason", "x"), "is the last stage; promote or roll back")],
+    ids=lambda x: " ".join(x)[:40] if isinstance(x, tuple) else "")
+def test_messages_of_rollouts(rollouts, args: tuple[str, ...], message: str) -> None:
+    done = rollouts("rollout", *args, "--json")
+    assert done.code == 2 and message in done.json["error"] and message in done.err and done.err.startswith(f"mlnb rollout {args[0]}: ")
+
+
+@pytest.mark.parametrize("args,keys", [
+    (("rollout", "start", "quiet", "2", "--draft"), {"deployment", "rollout", "challengers", "state", "where", "plan"}), (("rollout", "status"), {"rollouts"}), (("rollout", "status", "delays"), {"state", "stage", "evidence", "moves", "alarm", "reasons"}),
+    (("rollout", "tick", "--at", "2013-03-03", "--no-report"), {"ticks"}), (("rollout", "tick", "quiet"), {"ticks"}), (("rollout", "hold", "delays", "--reason", "x", "--at", "2013-03-02 01:00"), {"state", "reason", "where"}), (("rollout", "moves", "delays"), {"moves"}),
+    (("experiment", "plan", "mean", "--effect", "1", "--variance", "50", "--traffic", "100"), {"table", "effect", "horizon"})],
+    ids=lambda x: " ".join(x)[:40] if isinstance(x, tuple) else "")
+def test_json_of_rollouts_is_one_object(rollouts, args: tuple[str, ...], keys: set[str]) -> None:
+    done = rollouts(*args, "--json")
+    assert keys <= set(done.json) and done.out.count("\n") == 1 and done.err == "" and not re.search(r"NaN|Infinity|\033", done.out)
+
+
+def test_a_rollout_by_the_command_line(rollouts, tmp_path: Path) -> None:
+    "What was rolled back by a tick is known, and another challenger follows the plan of the file"
+    tick = rollouts("rollout", "tick", "--at", "2013-03-03", "--no-report", "--json").json["ticks"][0]
+    assert (tick["deployment"], tick["state"], tick["moved"], tick["before"], tick["alarm"], tick["report"]) == ("delays", "rolled back", 2, "canary", True, None)
+    assert rollouts("rollout", "tick").out == "no rollout is under way\n"
+    assert rollouts("rollout", "start", "delays", "2", "--plan", "mlnb.toml", "--at", "2013-03-04", "--by", "ann", "--reason", "the next one").code == 0
+    assert rollouts("rollout", "start", "delays", "2", "--plan", "mlnb.toml").code == 0, "to begin the same again is no error"
+    assert rollouts("ls", "deployments", "--json").json["deployments"][0] | {"challenger": "delays v2", "rollout": "canary 1 of 1 (50%)"} == rollouts("ls", "deployments", "--json").json["deployments"][0]
+    paused = rollouts("rollout", "tick", "--at", "2013-03-08", "--no-report")
+    assert paused.code == 1 and "delays: paused in canary 1 of 1 (50%)" in paused.out and "there was no traffic in this stage yet" in paused.out
+    assert rollouts("rollout", "resume", "delays", "--reason", "now", "--at", "2013-03-09").code == rollouts("rollout", "promote", "delays", "--reason", "enough", "--at", "2013-03-10").code == 0
+    moves = rollouts("rollout", "moves", "delays", "--json").json["moves"]
+    assert [(m["state"], m["actor"]) for m in moves] == [("draft", "ann"), ("canary 1 of 1 (50%)", "ann"), ("paused in canary 1 of 1 (50%)", "tick"), ("canary 1 of 1 (50%)", "user"), ("promoted", "user")]
+    assert rollouts("ls", "deployments", "--json").json["deployments"][0]["champion"] == "delays v2"
+
+
+def test_one_rollout_that_fails_does_not_keep_the_others_from_being_evaluated(rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rollouts("rollout", "start", "quiet", "2", "--at", "2013-03-02").code == 0
+    from mlnb.core.errors import MlnbError
+    from mlnb.jupyter import rollouts as module
+    real = module.evaluate
+    def evaluate(rollout: Any, at: Any) -> Any:
+        if rollout.dep.name == "delays": raise MlnbError("its log is gone")
+        return real(rollout, at)
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    done = rollouts("rollout", "tick", "--at", "2013-03-30", "--no-report", "--no-mirror", "--json")
+    assert done.code == 2 and done.json["error"].splitlines() == ["delays: its log is gone", "quiet: paused in shadow"]
+
+
+@pytest.mark.slow
+def test_a_tick_documents_what_it_did(rollouts, tmp_path: Path) -> None:
+    done = rollouts("rollout", "tick", "delays", "--at", "2013-03-03", "--json")
+    tick = done.json["ticks"][0]
+    assert done.code == 1 and Path(tick["html"]).exists() and tick["report"] and "the report 'canary' documents it" in tick["reasons"]
+    assert rollouts("ls", "reports", "--json").json["reports"][0]["verdict"] == "rolled back"
+    done = rollouts("report", "canary", "-p", "deployment=delays", "-p", "move=two")
+    assert done.code == 2 and "move should be int|None; given: 'two' (str)" in done.err
+
+
+@pytest.mark.parametrize("args,code", [(("plan", "proportion", "--baseline", ".1", "--effect", ".01", "--traffic", "2000"), 0), (("plan", "proportion", "--baseline", ".1", "--effect", ".01", "--traffic", "2000", "--days", "3"), 1),
+    (("plan", "proportion", "--baseline", ".1", "--days", "30", "--traffic", "2000", "--arms", "3"), 0), (("plan", "mean", "--traffic", "10"), 2), (("plan", "mean"), 2), (("plan", "median", "--traffic", "5", "--effect", "1"), 2),
+    (("analyze", "visits.csv", "--metric", "proportion bought"), 0), (("analyze", "visits.csv", "--metric", "proportion bought better=lower", "--fixed"), 1), (("analyze", "visits.csv", "--metric", "quantile ms 0.9 better=lower margin=50", "--metric", "mean ms"), 0),
+    (("analyze", "visits.csv"), 2), (("analyze", "visits.csv", "--metric", "mean speed"), 2), (("analyze", "visits.csv", "--metric", "median ms"), 2), (("analyze", "visits.csv", "--metric", "mean ms colour=red"), 2), (("analyze", "nobody.csv", "--metric", "mean ms"), 2)],
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None)
+def test_exit_code_of_experiments(mlnb, folder: Path, args: tuple[str, ...], code: int) -> None:
+    rng = np.random.default_rng(0)
+    arm = rng.choice(["control", "new"], 3000)
+    pd.DataFrame({"arm": arm, "bought": (rng.random(3000) < np.where(arm == "new", .3, .2)).astype(int), "ms": rng.gamma(2, 50, 3000).round(1)}).to_csv(folder / "visits.csv", index=False)
+    done = mlnb("experiment", *args)
+    assert done.code == code, done.out + done.err
+    assert (done.err if code == 2 else done.out).strip() and "Traceback" not in done.err
+
+
 # The process itself
 
 def process(*args: str, **kw: Any) -> subprocess.CompletedProcess[str]:
@@ -274,9 +401,9 @@ def test_help_is_there_at_once() -> None:
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*(c for c in COMMANDS if c not in ("rollout", "experiment")), *GROUPED])
 def test_every_help_has_an_example(mlnb, name: str) -> None:
-    done = mlnb(name, "--help")
+    done = mlnb(*name.split(), "--help")
     assert done.code == 0 and f"Example:\n    mlnb {name}" in done.out.replace("MLNB_TOKEN=... ", "") and "--json" in done.out
 
 

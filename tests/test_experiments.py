@@ -10,11 +10,13 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from mlnb.core.errors import ParameterError
-from mlnb.rollout.comparison import compare
+from mlnb.rollout.boundaries import boundaries
+from mlnb.rollout.comparison import compare, steady
 from mlnb.rollout.declared import Mean, Proportion, Quantile, Ratio, Rows
 from mlnb.rollout.effects import Effect, fieller, interval, mean_effect, p_value, proportion_effect, quantile_effect, quantile_of, ratio_effect, relative
 from mlnb.rollout.experiment import Setting, experiment, planned_looks, shared_level
 from mlnb.rollout.moments import Moments, from_dict, moments, moments_by, to_dict
+from mlnb.rollout.sequential import confidence_sequence
 from mlnb.rollout.tables import enrol, one_row_a_unit
 
 
@@ -110,8 +112,29 @@ def test_relative_intervals_of_the_published_example():
 
 def test_one_sided_sequence_of_gbstats():
     a, b = summary(1396.87, 52377.9767, 3000), summary(2422.7, 134698.29, 3461)
-    c = compare(Mean("x"), a, b, alternative="greater", horizon=5000)
-    assert c.lower == pytest.approx(-.12656844172804982, abs=1e-9) and c.upper == np.inf
+    e = mean_effect(a, b, "x")
+    lower, upper = confidence_sequence(e.estimate, e.se, 6461, .05, 5000, "greater")
+    assert lower == pytest.approx(-.12656844172804982, abs=1e-9) and upper == np.inf
+    c = compare(Mean("x"), a, b, alternative="greater", horizon=5000)  # which draws the variances towards each other, by the weight of 100 units
+    assert c.lower == pytest.approx(-.12656844172804982, abs=2e-3) and c.upper == np.inf
+
+
+@pytest.mark.parametrize("kind", ["exponential", "lognormal", "3 % buyers", "more variance in the small arm"])
+@pytest.mark.parametrize("times_larger", [3, 9])
+def test_sequences_hold_when_one_arm_is_small_and_values_are_skewed(kind, times_larger):
+    "Looks at every unit of the small arm, from the 10th on"
+    rng, times, most = np.random.default_rng(17), 300, 300
+    draw = {"exponential": lambda s, k: rng.exponential(size=s), "lognormal": lambda s, k: rng.lognormal(0, 1.5, s), "3 % buyers": lambda s, k: rng.exponential(size=s) * (rng.random(s) < .03),
+            "more variance in the small arm": lambda s, k: (1 + k) * (rng.exponential(size=s) - 1)}[kind]
+    n = np.arange(10, most + 1)
+    parts = []
+    for k, size in enumerate((n * times_larger, n)):
+        x = draw((times, size[-1]), k)
+        s, q = (np.cumsum(v, axis=1)[:, size - 1] for v in (x, x**2))
+        parts.append((size, s / size, (q - s**2 / size) / (size - 1) / size))
+    (na, a, va), (nb, b, vb) = parts
+    lower, upper = confidence_sequence(b - a, steady(Effect(a, b, b - a, np.sqrt(va + vb), np.inf, na, nb, va, vb)), na + nb, horizon=4_000)
+    assert ((lower > 0) | (upper < 0)).any(1).mean() <= .05 + 3 * math.sqrt(.05 * .95 / times)
 
 
 @given(st.integers(0, 10_000), st.integers(10, 60), st.integers(10, 60), st.floats(-1, 1), st.sampled_from(["two-sided", "greater", "less"]), st.floats(.001, .3))
@@ -205,17 +228,17 @@ def test_requests_taken_for_units_cover_far_less():
 
 @pytest.mark.parametrize("kind", ["mean", "ratio", "cuped"])
 def test_sequences_of_all_estimators_hold_at_all_looks(kind):
-    "40 looks at a test of nothing"
-    rng, wrong, looks = np.random.default_rng(7), 0, range(50, 2_001, 50)
+    "25 looks at a test of nothing"
+    rng, wrong, looks = np.random.default_rng(7), 0, range(50, 1_251, 50)
     metric = {"mean": Mean("v"), "ratio": Ratio("failed", "requests"), "cuped": Mean("v", covariate="before")}[kind]
     def arm():
-        before = rng.gamma(1, 5, 2_000)
-        return {**people(rng, 2_000, 1), "before": before, "v": before + rng.lognormal(0, 1, 2_000)}
-    for _ in range(150):
+        before = rng.gamma(1, 5, 1_250)
+        return {**people(rng, 1_250, 1), "before": before, "v": before + rng.lognormal(0, 1, 1_250)}
+    for _ in range(120):
         parts = [[moments({c: a[c][k - 50:k] for c in metric.columns}, metric.columns) for k in looks] for a in (arm(), arm())]
         running = [[reduce(add, p[:k + 1]) for k in range(len(p))] for p in parts]
         wrong += any(compare(metric, a, b, horizon=2_000).verdict != "unclear" for a, b in zip(*running, strict=True))
-    assert wrong / 150 <= .05 + 3 * math.sqrt(.05 * .95 / 150)
+    assert wrong / 120 <= .05 + 3 * math.sqrt(.05 * .95 / 120)
 
 
 # ---------------------------------------------------------------------------------------------------------- contradictions
@@ -344,22 +367,22 @@ def test_planned_looks_are_judged_with_the_data_of_those_looks():
     assert planned_looks(enrol(log["arm"], log["who"], ["control", "new"]), Setting(inference="planned", horizon=800, looks=(.5, 1.)))[0] == at_400
 
 
-def test_planned_looks_keep_their_promise():
-    "Four looks at a test of nothing, by O'Brien and Fleming"
-    rng, times, looks = np.random.default_rng(15), 1_500, (.25, .5, .75, 1.)
-    x = rng.exponential(1, (times, 2, 4, 100))
-    wrong = 0
-    for arms in x:
-        parts = [np.cumsum(v, axis=0) for v in (arms.sum(-1).T, (arms**2).sum(-1).T)]
-        for k in range(4):
-            a, b = (summary(parts[0][k, i], parts[1][k, i], 100 * (k + 1)) for i in (0, 1))
-            if compare(Mean("x"), a, b, inference="planned", horizon=800, fractions=looks[:k + 1]).verdict != "unclear":
-                wrong += 1
-                break
-    assert within(wrong / times, .05, times)
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize("spending", ["obrien-fleming", "pocock"])
+def test_planned_looks_are_judged_by_their_boundaries(alternative, spending):
+    "The p-value is below alpha exactly where the boundary is crossed"
+    rng, looks = np.random.default_rng(15), (.3, .6, 1.)
+    for k in (1, 2, 3):
+        z = boundaries(looks[:k], .05, spending, alternative)[-1]
+        for shift in z * rng.uniform(.8, 1.2, 6) * rng.choice([-1, 1], 6):
+            n = round(400 * looks[k - 1])
+            a, b = (Moments(("x",), n, np.array([m]), np.array([[n - 1.0]])) for m in (0, shift * math.sqrt(2 / n)))
+            c = compare(Mean("x"), a, b, inference="planned", horizon=800, fractions=looks[:k], spending=spending, alternative=alternative)
+            crossed = {"two-sided": abs(shift) > z, "greater": shift > z, "less": -shift > z}[alternative]
+            assert (c.lower > 0 or c.upper < 0) == crossed == (c.p < .05)
 
 
-def test_results_are_plain_json(users):
+def test_results_are_plain_json():
     report = experiment(log_of(np.random.default_rng(16)), METRICS, unit="who", time="at", points=3)
     out = report.to_dict()
     assert set(out) >= {"title", "alarm", "reasons", "table", "rows", "sample_ratio", "how"} and len(out["rows"]) == len(METRICS)

@@ -21,7 +21,7 @@ from conftest import ROOT
 tomllib = pytest.importorskip("tomllib")
 
 # Who may import whom: a package sees itself and what has a smaller number; deploy and monitor share one and do not know each other
-LAYERS = {"core": 0, "deploy": 1, "monitor": 1, "rollout": 2, "update": 3, "jupyter": 4, "tour": 5, "cli": 6}
+LAYERS = {"core": 0, "deploy": 1, "monitor": 1, "rollout": 2, "update": 3, "jupyter": 4, "tour": 5, "terminal": 6, "cli": 7}
 HEAVY = "pandas", "numpy", "sklearn", "papermill", "sqlalchemy", "matplotlib"
 MODULES = sorted(path for path in (ROOT / "mlnb").rglob("*.py") if path.name != "_modidx.py")
 TEMPLATES = sorted((ROOT / "nbs" / "reports").glob("*.ipynb"))

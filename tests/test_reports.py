@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 
 import mlnb
-from mlnb.core.errors import NotFound, ParameterError, ReportError
+from mlnb.core.errors import MlnbError, NotFound, ParameterError, ReportError
 from mlnb.core.events import feedback, log_predictions
+from mlnb.core.exposures import log_shadows
 from mlnb.core.registry import decisions, deploy, register
 from mlnb.jupyter import reports as rp
+from mlnb.jupyter.proposals import words
 from mlnb.jupyter.templates import templates
+from mlnb.rollout import release
 
 PARAMS = "workspace = 'work'\ndeployment = None  # type: str\nlimit = 1.0\nsince = None  # type: str|None\nrun = None  # type: str|None"
 OPEN = "import mlnb\nfrom mlnb.core.registry import Decision\nfrom mlnb.core.result import Result\nimport pandas as pd\nws = mlnb.open(workspace)"
@@ -355,6 +359,157 @@ def test_two_at_once(ws: mlnb.Workspace, notebook) -> None:
 def test_progress_is_shown_when_asked(ws: mlnb.Workspace, notebook, capfd: pytest.CaptureFixture) -> None:
     ws.run(notebook("trial", PARAMS, "1"), deployment="delays", progress=True)
     assert "trial delays" in capfd.readouterr().err
+
+
+# Rollouts
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A workspace: the champion of `late` knows nothing, and the challenger has come to an A/B test that has seen a day of traffic"
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("tried") / "ws"
+    with mlnb.open(folder) as ws:
+        X, y, _ = flights(rng, "2013-01-29", 12, 1)
+        v1, v2 = (register(ws, "late", LogisticRegression().fit(X, labels), X, y, at="2013-03-01") for labels in (rng.permutation(y), y))
+        dep = deploy(ws, "late", v1, at="2013-03-01")
+        rollout = release.begin(dep, v2, {"canary": [.5], "ab": True, "metrics": [{"name": "log_loss", "margin": .05}], "guardrails": [{"name": "error_rate", "margin": .05}], "min_units": 100}, at="2013-03-02", salt="spring")
+        for day in ("2013-03-02", "2013-03-03", "2013-03-04"):
+            X, y, at = flights(rng, day, 15, 1)
+            at, ids = at.min() + (at - at.min()) / 15, [f"{day} {i}" for i in range(len(X))]
+            dep.predict(X, ids=ids, at=at)
+            if day == "2013-03-02": log_shadows(dep, rollout.id, v2, ids, v2.predict(X), [None] * len(ids))
+            feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": at + pd.Timedelta("10min")}))
+            if day != "2013-03-04": assert release.tick(rollout, pd.Timestamp(day, tz="UTC") + pd.Timedelta("1D")).move
+        assert rollout.state == ("ab", 2)
+    return folder
+
+
+@pytest.fixture
+def late(tried: Path, tmp_path: Path) -> mlnb.Deployment:
+    "The same, to be changed by a test"
+    shutil.copytree(tried, tmp_path / "ws")
+    return mlnb.open(tmp_path / "ws").deployment("late")
+
+
+def cells_of(dep: mlnb.Deployment, name: str, **given: object) -> dict:
+    "Run the cells of a template here, where no kernel has to start; `ended` is what it concludes"
+    cells: dict = {}
+    for c in [c for c in nbformat.read(templates()[name], 4).cells if c.cell_type == "code"]:
+        exec(c.source.replace("ws.conclude(", "ended = ws.conclude("), cells)
+        if "parameters" in c.metadata.get("tags", []): cells.update(workspace=str(dep.ws.path), deployment=dep.name, **given)
+    return cells
+
+
+@pytest.mark.parametrize("name,move,went", [("shadow", 2, "on to canary 1 of 1 (50%)"), ("canary", 3, "on to A/B test")])
+def test_a_report_shows_the_evidence_of_a_move(late: mlnb.Deployment, name: str, move: int, went: str) -> None:
+    run = late.ws.run(name, deployment=late, move=move, progress=False)
+    assert run.status == "succeeded" and run.verdict == went and not run.alarm and run.decision is None
+    assert run.reasons[0].startswith(f"tick moved it from {'shadow' if move == 2 else 'canary 1 of 1 (50%)'} to") and run.reasons[-1] == "found anew in the log, the evidence is the same as what was kept with the move"
+    assert run.result["evidence"] == json.loads(json.dumps(release.decided_on(release.latest(late), move).to_dict())) and run.result["differs"] == []
+    assert run.provenance["window"][1] == f"2013-03-0{move + 1}T00:00:00+00:00" and run.provenance["fingerprint"]
+    code = [c for c in nbformat.read(run.notebook, 4).cells if c.cell_type == "code"]
+    assert "stderr" not in [o.get("name") for c in code for o in c.outputs] and sum("image/png" in o.get("data", {}) for c in code for o in c.outputs) >= 3
+    page(run.html.read_text())
+    assert len(release.moves(release.latest(late))) == 4
+
+
+def test_a_report_decides(late: mlnb.Deployment) -> None:
+    "The move, the champion and the report become true together"
+    run = late.ws.run("abtest", deployment=late, at="2013-03-05", decide=True, progress=False)
+    moved = release.moves(release.latest(late)).iloc[-1]
+    assert run.verdict == "promoted" and not run.alarm and run.decision["kind"] == "step" and words(run.decision) == "promote late v2 at the end of the rollout of late"
+    assert late.champion.number == 2 and (moved["state"], moved["actor"]) == ("promoted", f"report {run.run}") and decisions(late)["actor"].tolist() == [f"report {run.run}"]
+    assert release.decided_on(release.latest(late)).to_dict() == run.result["evidence"]
+    assert "<strong>Decision:</strong> promote late v2 at the end of the rollout of late" in run.html.read_text()
+    assert late.ws.reports()["decision"].tolist() == ["promote"]
+
+
+def test_a_report_that_fails_moves_nothing(late: mlnb.Deployment, tmp_path: Path) -> None:
+    nb = nbformat.read(templates()["abtest"], 4)
+    parameters, last = next(c for c in nb.cells if "parameters" in c.metadata.get("tags", [])), nb.cells[-1]
+    start = "import mlnb\nfrom mlnb.jupyter.records import record\nfrom mlnb.jupyter.telling import exposed\nws = mlnb.open(workspace)\nfound = record(ws.deployment(deployment), 'ab', at, move, rollout, decide)\nrows = exposed(found)"
+    nb.cells = [parameters, nbformat.v4.new_code_cell(start), last, nbformat.v4.new_code_cell("import os; os._exit(1)")]
+    nbformat.write(nb, tmp_path / "abtest.ipynb")
+    with pytest.raises(ReportError, match="the kernel died in code cell 5"): late.ws.run(tmp_path / "abtest.ipynb", deployment=late, at="2013-03-05", decide=True, progress=False)
+    assert release.latest(late).state == ("ab", 2) and late.champion.number == 1 and late.ws.reports()["status"].tolist() == ["failed"]
+    kept = rp.concluded(nbformat.read(rp.report(late.ws, late.ws.reports()["run"][0]).notebook, 4))
+    assert kept["decision"]["action"] == "promote" and kept["state"] == "proposed", "what it was about to do can be read"
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_somebody_else_was_faster(late: mlnb.Deployment, faster: bool) -> None:
+    "The run ends as one that succeeded without effect, and says so wherever one looks"
+    ended, job = cells_of(late, "abtest", at="2013-03-05", decide=True, run="here")["ended"], rp.Job(late.ws, templates()["abtest"], {"deployment": "late", "decide": True})
+    rp.begin(job)
+    if faster: release.hold(release.latest(late), "wait for me", at="2013-03-05", actor="ann")
+    cell = nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("execute_result", ended._repr_mimebundle_())])
+    rp.settle(job, nbformat.v4.new_notebook(cells=[cell]), None, 1.)
+    run, html = rp.report(late.ws, job.run), rp.report(late.ws, job.run).html.read_text()
+    assert run.status == "succeeded" and release.latest(late).state.name == ("paused" if faster else "promoted") and late.champion.number == (1 if faster else 2)
+    assert (run.verdict, len(decisions(late))) == (("without effect", 0) if faster else ("promoted", 1))
+    if faster:
+        said = "without effect: somebody else has moved the rollout meanwhile: it is paused in A/B test now"
+        assert run.reasons[0] == said and words(run.decision).endswith(f", {said}") and html.count(said) >= 2
+
+
+def test_without_a_runner_the_step_is_made_at_once(late: mlnb.Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLNB_RUN", raising=False)
+    ended = cells_of(late, "abtest", at="2013-03-05", decide=True)["ended"]
+    assert ended.data["state"] == "done" and late.champion.number == 2 and release.moves(release.latest(late))["actor"].iloc[-1] == "notebook"
+    assert rp.proposal(ended.data) is None, "nobody makes it twice"
+
+
+@pytest.mark.parametrize("name,given,says", [("canary", {"decide": True}, r"decides about a canary stage that is running, and the rollout is A/B test"), ("shadow", {"move": 3}, "move=3 left canary 1 of 1"),
+                                             ("abtest", {"at": "2013-03-03"}, "had no ab stage by 2013-03-03 00:00"), ("abtest", {"rollout": 9}, "there is no rollout '9'")])
+def test_what_a_report_on_a_rollout_refuses(late: mlnb.Deployment, name: str, given: dict, says: str) -> None:
+    with pytest.raises(MlnbError, match=says): cells_of(late, name, run="here", **given)
+
+
+@pytest.mark.parametrize("traffic", [0, 30, 400])
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_reports_on_rollouts_hold_for_every_task(tmp_path: Path, task: str, traffic: int) -> None:
+    "Without traffic, with little, with challengers of which one always fails, and before any label"
+    rng = np.random.default_rng(0)
+    X, noise = pd.DataFrame({"a": rng.normal(size=400), "b": rng.normal(size=400)}), rng.normal(size=400) / 2
+    y = np.array(["x", "y", "z"])[np.digitize(X.a + noise, [-.5, .5])] if task == "multiclass" else 2 * X.a.to_numpy() + noise
+    model = (lambda: LogisticRegression()) if task == "multiclass" else (lambda: LinearRegression())
+    ws = mlnb.open(tmp_path)
+    versions = [register(ws, "m", model().fit(X[:n], y[:n]), X, y, at="2013-03-01") for n in (400, 300, 200)]
+    dep = deploy(ws, "m", versions[0], at="2013-03-01")
+    rollout = release.begin(dep, versions[1:], {"canary": [.3], "ab": True, "metrics": [{"name": "log_loss" if task == "multiclass" else "mae", "margin": .1}]}, at="2013-03-02", salt="s")
+    for day, name in (("2013-03-02", "shadow"), ("2013-03-03", "canary"), ("2013-03-04", "abtest")):
+        rows, ids = X[:traffic], [f"{day} {i}" for i in range(traffic)]
+        if traffic: dep.predict(rows, ids=ids, at=pd.date_range(day, periods=traffic, freq="2min", tz="UTC"))
+        if name == "shadow" and traffic:
+            log_shadows(dep, rollout.id, versions[1], ids, versions[1].predict(rows), [1.] * traffic)
+            log_shadows(dep, rollout.id, versions[2], ids, None, [None] * traffic, "it is broken")
+        if name == "abtest" and traffic: feedback(dep, pd.DataFrame({"id": ids, "y": y[:traffic], "at": f"{day} 23:00"}))
+        ended = cells_of(dep, name, at=f"{day} 23:30", run="here")["ended"]
+        assert ended.result.reasons and "text/html" in ended._repr_mimebundle_()
+        if name != "abtest": release.next_stage(rollout, "to see more", at=f"{day} 23:59")
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_tick_asks_the_shadow(tmp_path: Path, mirror: bool) -> None:
+    rng, ws = np.random.default_rng(0), mlnb.open(tmp_path)
+    X, y, _ = flights(rng, "2013-01-29", 12, 1)
+    v1, v2 = (register(ws, "late", LogisticRegression().fit(X, labels), X, y, at="2013-03-01") for labels in (rng.permutation(y), y))
+    dep = deploy(ws, "late", v1, at="2013-03-01")
+    release.begin(dep, v2, {"canary": [.5], "min_units": 100, "guardrails": [{"name": "error_rate", "margin": .05}]}, at="2013-03-02")
+    ids = [f"{i}" for i in range(len(X))]
+    dep.predict(X, ids=ids, at=pd.Timestamp("2013-03-02", tz="UTC"))
+    feedback(dep, pd.DataFrame({"id": ids, "y": y, "at": "2013-03-02 01:00"}))
+    done = dep.tick("2013-03-02 02:00", mirror=mirror, report=False)
+    assert (done.moved, done.where) == ((2, "canary 1 of 1 (50%)") if mirror else (None, "shadow")) and not done.alarm and not done.trouble
+    assert done.found.evidence.units == (len(X) if mirror else 0,) and done.to_dict()["state"] == ("canary" if mirror else "shadow")
+
+
+def test_a_shadow_that_cannot_be_asked_is_told(late: mlnb.Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> None: raise MlnbError("late v1 cannot be asked: it was killed")
+    monkeypatch.setattr("mlnb.jupyter.rollouts.ask_what_waits", broken)
+    release.roll_back(release.latest(late), "once more", at="2013-03-06")
+    release.begin(late, 2, {"canary": []}, at="2013-03-07")
+    done = late.tick("2013-03-07 01:00")
+    assert done.where == "shadow" and done.trouble == ["what waits in the shadow could not be asked: late v1 cannot be asked: it was killed"] and "could not be asked" in caplog.text
 
 
 # The page

@@ -16,8 +16,8 @@ from .sequential import Alternative, bad_settings, refuse
 Spending = Literal["obrien-fleming", "pocock"] # little at first and most at the end; evenly
 
 # %% auto #0
-__all__ = ['Spending', 'START', 'CLOSEST', 'spending', 'State', 'advance', 'leave', 'bad_looks', 'boundaries', 'Looks', 'looks',
-           'repeated_interval', 'repeated_p']
+__all__ = ['Spending', 'START', 'STEEPEST', 'CLOSEST', 'spending', 'State', 'advance', 'leave', 'bad_looks', 'boundaries',
+           'Looks', 'looks', 'repeated_interval', 'repeated_p']
 
 # %% ../../nbs/rollout/boundaries.ipynb #7ca2dcb2
 def spending(t: ArrayLike,                      # information, as a fraction of the planned; 1 and more: all is spent
@@ -30,7 +30,7 @@ def spending(t: ArrayLike,                      # information, as a fraction of 
     if kind == "pocock": return alpha * np.log1p((np.e - 1) * part)
     with np.errstate(divide="ignore"): return 2 * ndtr(ndtri(alpha / 2) / np.sqrt(part))
 
-# %% ../../nbs/rollout/boundaries.ipynb #46a87f21
+# %% ../../nbs/rollout/boundaries.ipynb #d411cf6f
 class State(NamedTuple):
     "Where the score is, without any effect, as long as no boundary was crossed"
     t: float         # information
@@ -38,6 +38,7 @@ class State(NamedTuple):
     mass: np.ndarray # probability at each, shape (nodes,); together the probability of not having stopped
 
 START = State(0., np.zeros(1), np.ones(1))
+STEEPEST = 12. # expected z at the end: up to such effects nothing is cut off but what lies beyond eight standard deviations
 
 def advance(state: State,           # after the last look
             t: float,               # information at this look
@@ -47,7 +48,8 @@ def advance(state: State,           # after the last look
             ) -> State:             # after this look, without what has crossed
     "The score after one more look"
     sd = np.sqrt(t - state.t)
-    low, high = max(low, -10 * np.sqrt(t)), min(high, 10 * np.sqrt(t))
+    far = 8 * np.sqrt(t)
+    low, high = max(low, -far - (STEEPEST * t if np.isfinite(low) else 0)), min(high, far + STEEPEST * t)
     edges = np.linspace(low, high, 1 + int(np.ceil((high - low) / (2 * min(sd, finest)))))
     node, weight = np.polynomial.legendre.leggauss(8)
     half = np.diff(edges)[:, None] / 2

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['COLOURS', 'title_of', 'harm_of', 'plot_effects', 'first_certain', 'plot_course']
 
-# %% ../../nbs/rollout/charts.ipynb #76f77883
+# %% ../../nbs/rollout/charts.ipynb #ff5e7ff0
 COLOURS = {"better": GREEN, "no worse": GREEN, "worse": ORANGE, "unclear": GREY, "unknown": GREY}
 
 def title_of(r: Any,               # a row of comparisons
@@ -28,6 +28,7 @@ def title_of(r: Any,               # a row of comparisons
     "A metric with an arrow that shows which way is better"
     return f"{r.metric}{' · ' + str(r.arm) if several else ''} {'↑' if r.better == 'higher' else '↓'}"
 
+# %% ../../nbs/rollout/charts.ipynb #ff515979
 def harm_of(r: Any) -> float: # relative to the control, with its sign; NaN if there is no margin
     "Where the tolerated harm ends"
     return (r.margin or np.nan) / abs(r.control) * (-1 if r.better == "higher" else 1) if r.control else np.nan
@@ -36,10 +37,11 @@ def _reach(rows: pd.DataFrame) -> float: # of the axis on either side of 0
     "So wide that most of the intervals are inside"
     centre = np.abs(np.r_[rows["relative"].to_numpy(dtype=float), [harm_of(r) for r in rows.itertuples(index=False)]])
     ends = np.abs(rows[["relative_lower", "relative_upper"]].to_numpy(dtype=float).ravel())
-    inner, outer = (v[np.isfinite(v)].max(initial=.01) for v in (centre, np.r_[centre, ends]))
-    return float(1.15 * min(outer, 6 * max(inner, .02)))
+    inner, ends = (v[np.isfinite(v)] for v in (centre, ends))
+    usual = 2.5 * np.median(ends) if len(ends) else 0.0
+    return float(1.15 * max(inner.max(initial=.01), min(ends.max(initial=.01), usual)))
 
-# %% ../../nbs/rollout/charts.ipynb #719f7dad
+# %% ../../nbs/rollout/charts.ipynb #5d7d45f8
 def _bar(ax: Axes, y: int, r: Any, far: float) -> None:
     "One comparison as an interval; an end that is beyond the axis is an arrow"
     colour = COLOURS[r.verdict]
@@ -50,6 +52,7 @@ def _bar(ax: Axes, y: int, r: Any, far: float) -> None:
     if abs(r.relative) <= far: ax.plot(r.relative, y, "o", color=colour, ms=7, mfc="white" if r.verdict == "no worse" else colour, mew=1.8)
     if abs(harm := harm_of(r)) <= far: ax.plot([harm, harm], [y - .34, y + .34], color=ORANGE, lw=1.6, ls=(0, (2, 1.2)))
 
+# %% ../../nbs/rollout/charts.ipynb #88b4b3a5
 def plot_effects(rows: pd.DataFrame, # comparisons
                  ) -> Figure:        # one line for each
     "All metrics with their intervals, relative to the control"
@@ -62,11 +65,13 @@ def plot_effects(rows: pd.DataFrame, # comparisons
         text = f"{r.control:.4g} → {r.treatment:.4g}   {r.verdict}" if judged.iloc[y] or not r.reason else r.reason
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9, color=COLOURS[r.verdict])
     ax.axvline(0, color="k", lw=.8)
-    ax.set(yticks=range(len(rows)), yticklabels=[title_of(r, several) for r in rows.itertuples(index=False)], ylim=(len(rows) - .5, -.5), xlim=(-far, far), xlabel="difference to the control", title="Where each metric stands")
+    labels = [title_of(r, several) for r in rows.itertuples(index=False)]
+    ax.set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - .5, -.5), xlim=(-far, far), xlabel="difference to the control")
+    ax.set_title("Where each metric stands")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     return fig
 
-# %% ../../nbs/rollout/charts.ipynb #4b839100
+# %% ../../nbs/rollout/charts.ipynb #5eeeac86
 def first_certain(course: pd.DataFrame, # comparisons of one metric and arm, in order of time
                   ) -> Any | None:      # None: nothing is
     "Since when the last verdict has been certain"
@@ -78,10 +83,12 @@ def first_certain(course: pd.DataFrame, # comparisons of one metric and arm, in 
 def _since(course: pd.DataFrame) -> str:
     "The last verdict and its date"
     since = first_certain(course)
-    when = "" if since is None else f" since {since.day} {since:%B}" if hasattr(since, "strftime") else f" since {since:g}"
-    return f"{course['verdict'].iloc[-1]}{when}"
+    if since is None: return str(course["verdict"].iloc[-1])
+    if not hasattr(since, "strftime"): return f"{course['verdict'].iloc[-1]} since {since:g}"
+    days = (course["at"].iloc[-1] - course["at"].iloc[0]).days
+    return f"{course['verdict'].iloc[-1]} since {since.day} {since:%B}" + (f" {since:%H:%M}" if days < 3 else "")
 
-# %% ../../nbs/rollout/charts.ipynb #e623a636
+# %% ../../nbs/rollout/charts.ipynb #bd67414a
 def _limits(course: pd.DataFrame) -> tuple[float, float]:
     "An axis on which the later three quarters of the course are seen"
     late = course.iloc[len(course) // 4:]
@@ -90,17 +97,26 @@ def _limits(course: pd.DataFrame) -> tuple[float, float]:
     low, high = (f(values[np.isfinite(values)], initial=0) for f in (np.min, np.max))
     return low - .12 * (high - low or 1), high + .12 * (high - low or 1)
 
+# %% ../../nbs/rollout/charts.ipynb #77452d35
 def _band(ax: Axes, course: pd.DataFrame) -> None:
     "The interval, with the colour of what is certain"
     at, (bottom, top) = course["at"].to_numpy(), ax.get_ylim()
-    low, high = (np.clip(np.nan_to_num(course[c].to_numpy(dtype=float), nan=end, posinf=top, neginf=bottom), bottom, top) for c, end in (("lower", bottom), ("upper", top)))
+    low, high = (np.clip(course[c].to_numpy(dtype=float), bottom, top) for c in ("lower", "upper"))
+    low, high = np.where(np.isnan(low), bottom, low), np.where(np.isnan(high), top, high)
     ax.fill_between(at, low, high, color=GREY, alpha=.16, lw=0)
     for v, depth in (("better", .3), ("no worse", .18), ("worse", .3)):
         ax.fill_between(at, low, high, where=(course["verdict"] == v).to_numpy(), color=COLOURS[v], alpha=depth, lw=0)
     for end in (low, high): ax.plot(at, end, color=GREY, lw=.7, alpha=.7)
     if len(at) == 1: ax.errorbar(at, course["difference"], [course["difference"] - low, high - course["difference"]], fmt="o", capsize=5, color=GREY)
 
-# %% ../../nbs/rollout/charts.ipynb #a3d926c8
+# %% ../../nbs/rollout/charts.ipynb #302b42d3
+def _harm_line(ax: Axes, last: pd.Series) -> None:
+    "The tolerated harm, if there is any"
+    if not last["margin"] or last["margin"] != last["margin"]: return
+    harm = last["margin"] * (-1 if last["better"] == "higher" else 1)
+    ax.axhline(harm, color=ORANGE, lw=1.2, ls=(0, (4, 2)))
+    ax.annotate("tolerated", (1, harm), (-3, 2), ha="right", xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=8, color=ORANGE)
+
 def _panel(ax: Axes, course: pd.DataFrame, several: bool) -> None:
     "The course of one metric and arm"
     last, at = course.iloc[-1], course["at"].to_numpy()
@@ -112,12 +128,11 @@ def _panel(ax: Axes, course: pd.DataFrame, several: bool) -> None:
     else: _band(ax, course)
     ax.plot(at, course["difference"], color=colour if colour != GREY else "#374151", lw=2)
     ax.axhline(0, color="k", lw=.8)
-    if last["margin"] and last["margin"] == last["margin"]:
-        harm = last["margin"] * (-1 if last["better"] == "higher" else 1)
-        ax.axhline(harm, color=ORANGE, lw=1.2, ls=(0, (4, 2)))
-        ax.annotate("tolerated", (1, harm), (-3, 2), ha="right", xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=8, color=ORANGE)
+    _harm_line(ax, last)
     if len(at) > 1: ax.set_xlim(at[0], at[-1])
-    if np.isfinite(last["difference"]) and last["verdict"] != "unknown": ax.annotate(f"{last['difference']:+.3g}", (at[-1], last["difference"]), (6, 0), textcoords="offset points", va="center", fontsize=9.5, fontweight="bold", color=colour, annotation_clip=False)
+    if np.isfinite(last["difference"]) and last["verdict"] != "unknown":
+        ax.annotate(f"{last['difference']:+.3g}", (at[-1], last["difference"]), (6, 0), textcoords="offset points", va="center",
+                    fontsize=9.5, fontweight="bold", color=colour, annotation_clip=False)
 
 # %% ../../nbs/rollout/charts.ipynb #e58839de
 def plot_course(course: pd.DataFrame,        # comparisons with `at` and `units`

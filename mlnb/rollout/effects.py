@@ -30,7 +30,7 @@ class Effect(NamedTuple):
     var_control: float    # squared standard error of the control's value
     var_treatment: float
 
-# %% ../../nbs/rollout/effects.ipynb #c52fd65b
+# %% ../../nbs/rollout/effects.ipynb #02b65270
 def effect_of(control: float, treatment: float,         # values
               var_control: float, var_treatment: float, # their squared standard errors
               n_control: int, n_treatment: int,         # units
@@ -41,8 +41,8 @@ def effect_of(control: float, treatment: float,         # values
     if df is None:
         spent = sum(v**2 / (n - 1) for v, n in ((var_control, n_control), (var_treatment, n_treatment)) if n > 1)
         df = total**2 / spent if spent else np.nan
-    values = control, treatment, treatment - control, np.sqrt(total), df
-    return Effect(*map(float, values), n_control, n_treatment, float(var_control), float(var_treatment))
+    return Effect(float(control), float(treatment), float(treatment - control), float(np.sqrt(total)), float(df),
+                  n_control, n_treatment, float(var_control), float(var_treatment))
 
 # %% ../../nbs/rollout/effects.ipynb #3f1820a5
 def reach(df: float, alpha: float = .05, alternative: Alternative = "two-sided") -> float: # standard errors

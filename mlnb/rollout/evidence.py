@@ -35,15 +35,19 @@ __all__ = ['EARLIEST', 'merged', 'gate', 'metric_for', 'row_values', 'Joined', '
            'known_by', 'judge_arms', 'read_pairs', 'shadow_rows', 'shadow_sums', 'shadow_gates', 'judge_shadow',
            'collect']
 
-# %% ../../nbs/rollout/evidence.ipynb #b14628e0
+# %% ../../nbs/rollout/evidence.ipynb #289d37f5
 EARLIEST = 50 # units of each arm, before a mean is judged; counts of rare events are exact and need none
 
-def merged(safe: Comparison, harm: Comparison) -> Comparison: # both of the same effect
+def merged(safe: Comparison, harm: Comparison, # both of the same effect
+           wider: float = 1.,                  # so many times the margin may be lost for now
+           ) -> Comparison:                    # with the margin that holds for now
     "The ends that two one-sided questions have, as one interval"
-    up = safe.better == "higher"
+    up, margin = safe.better == "higher", safe.margin if safe.margin is None else safe.margin * wider
     low, high = (safe, harm) if up else (harm, safe)
     verdict = verdict_of(low.lower, high.upper, safe.difference, safe.better, safe.margin)
-    return safe._replace(lower=low.lower, upper=high.upper, relative_lower=low.relative_lower, relative_upper=high.relative_upper, p=harm.p, verdict=verdict)
+    if verdict == "unclear": verdict = verdict_of(low.lower, high.upper, safe.difference, safe.better, margin)
+    elif verdict == "worse": margin = safe.margin
+    return safe._replace(lower=low.lower, upper=high.upper, relative_lower=low.relative_lower, relative_upper=high.relative_upper, p=harm.p, margin=margin, verdict=verdict)
 
 def gate(metric: AnyMetric,
          control: Moments, treatment: Moments,
@@ -51,11 +55,12 @@ def gate(metric: AnyMetric,
          plan: Plan,           # its alpha and horizon
          asked: int,           # how often the question of harm is asked in the rollout
          sure: float | None = None, # risk of the other question; the plan's alpha by default
+         wider: float = 1.,    # so many times the margin is tolerated in this step
          ) -> Comparison:      # "worse": there is harm; "better" or "no worse": there certainly is none beyond the margin
     "Does a challenger do harm, by one metric?"
     harm, safe = ("less", "greater") if metric.better == "higher" else ("greater", "less")
     how = {"arm": arm, "inference": "always", "horizon": plan.horizon}
-    found = merged(compare(metric, control, treatment, alpha=sure or plan.alpha, alternative=safe, **how), compare(metric, control, treatment, alpha=plan.alpha / asked, alternative=harm, **how))  # type: ignore[arg-type]
+    found = merged(compare(metric, control, treatment, alpha=sure or plan.alpha, alternative=safe, **how), compare(metric, control, treatment, alpha=plan.alpha / asked, alternative=harm, **how), wider)  # type: ignore[arg-type]
     few = min(control.n, treatment.n)
     if found.verdict == "unknown" or few >= EARLIEST or (isinstance(metric, Proportion) and metric.rare): return found
     return found._replace(verdict="unknown", reason=f"{few} units in an arm are too few, {EARLIEST} are needed")
@@ -130,7 +135,7 @@ def evidence_of(data: Mapping[str, Any]) -> Evidence:
     gates: tuple[Any, ...] = tuple(Comparison(**{k: float("nan") if v is None and k in nan else v for k, v in g.items()}) for g in data["gates"])  # type: ignore[arg-type]
     return Evidence(**{**data, "units": tuple(data["units"]), "gates": gates, "lags": {k: Lag(**v) for k, v in data["lags"].items()}})
 
-# %% ../../nbs/rollout/evidence.ipynb #0601f03f
+# %% ../../nbs/rollout/evidence.ipynb #47df1836
 class Arms(NamedTuple):
     "A rollout in a stage, as far as evidence is concerned"
     dep: Deployment
@@ -147,6 +152,8 @@ class Arms(NamedTuple):
     @property
     def sure(self) -> float: return self.plan.alpha / (2 * (len(self.versions) - 1)) if self.stage.kind == "ab" else self.plan.alpha # an A/B test promotes what is better: two-sided, and for each challenger
     @property
+    def wider(self) -> float: return max(s.share for s in self.stages if s.kind == "canary") / self.stage.share if self.stage.kind == "canary" else 1. # of the margin
+    @property
     def places(self) -> list[int]: return [i for i, s in enumerate(self.stages) if s.kind == self.stage.kind and i <= self.place]
 
 def known_by(frame: pd.DataFrame, at: int) -> pd.DataFrame: # microseconds
@@ -155,7 +162,7 @@ def known_by(frame: pd.DataFrame, at: int) -> pd.DataFrame: # microseconds
     rows = frame[(frame["at"] < t).to_numpy()].reset_index(drop=True)
     return rows.assign(y_true=rows["y_true"].where(rows["labelled_at"] <= t)) if len(rows) else rows
 
-# %% ../../nbs/rollout/evidence.ipynb #8427fbe4
+# %% ../../nbs/rollout/evidence.ipynb #fd305673
 def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
                found: pd.DataFrame,             # outcomes, as from `outcomes`
                at: int) -> Evidence:            # microseconds
@@ -169,7 +176,7 @@ def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
         elif c.kind == "model": waiting[c.name] = int(np.isnan(table[c.name]).sum()) if len(frame) else 0
     metrics = [metric_for(c) for c in arms.plan.criteria]
     sums = {m.label: summaries(m, table, units) for m in metrics} if len(frame) else {m.label: [Moments.empty(m.columns)] * len(arms.versions) for m in metrics}
-    gates = tuple(gate(m, sums[m.label][0], sums[m.label][j], v.label, arms.plan, arms.asked, arms.sure) for j, v in enumerate(arms.versions) if j for m in metrics)  # type: ignore[arg-type]
+    gates = tuple(gate(m, sums[m.label][0], sums[m.label][j], v.label, arms.plan, arms.asked, arms.sure, arms.wider) for j, v in enumerate(arms.versions) if j for m in metrics)  # type: ignore[arg-type]
     now = frame[(frame["stage"] == arms.place).to_numpy()]
     fresh = enrol(now["arm"], now["unit"], range(len(arms.versions))).counts if len(now) else np.zeros(len(arms.versions), int)
     ratio = float(sample_ratio_p(units.counts, arms.stage.weights)) if len(frame) else 1.

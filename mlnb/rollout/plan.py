@@ -160,6 +160,7 @@ def stages(plan: Plan, names: Sequence[str]) -> list[Stage]: # names of the arms
 # %% ../../nbs/rollout/plan.ipynb #6383c82b
 def fit_task(plan: Plan, task: str, scores: bool = True) -> Plan: # raises ParameterError
     "A plan with metrics that suit the task"
+    scores = scores or task == "regression"
     usable = [n for n in TASKS[task] if scores or n == "accuracy"]
     if not plan.metrics: plan = replace(plan, metrics=(KNOWN[usable[0]],)) if task != "regression" else plan
     wrong = [f"{c.name} does not suit a {task} model{'' if scores else ' without probabilities'}; known: {', '.join(usable)}" for c in plan.criteria if c.kind == "model" and c.name not in usable]

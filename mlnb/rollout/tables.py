@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Units', 'enrol', 'unit_values', 'one_row_a_unit', 'columns_of', 'check_rows', 'summaries', 'Design',
+__all__ = ['Units', 'enrol', 'unit_values', 'columns_of', 'check_rows', 'one_row_a_unit', 'summaries', 'Design',
            'read_experiment']
 
-# %% ../../nbs/rollout/tables.ipynb #6793e921
+# %% ../../nbs/rollout/tables.ipynb #196430e5
 class Units(NamedTuple):
     "Whom the rows of an experiment belong to"
     rows: np.ndarray             # shape (n,): places of the rows that count
@@ -34,6 +34,7 @@ class Units(NamedTuple):
     @property
     def counts(self) -> np.ndarray: return np.bincount(self.arm, minlength=len(self.arms)) # units of each arm
 
+# %% ../../nbs/rollout/tables.ipynb #cee8baab
 def enrol(arm: Any,                        # the arm of each row
           unit: Any = None,                # the unit of each row; None: each row is one
           arms: Sequence[Any] | None = None, # names, the control first; None: sorted. Rows of other arms do not count
@@ -51,7 +52,7 @@ def enrol(arm: Any,                        # the arm of each row
     stays, number = ~crossed[who], np.cumsum(~crossed) - 1
     return Units(rows[stays], number[who[stays]], first[~crossed], names, tuple(known[crossed].tolist()))
 
-# %% ../../nbs/rollout/tables.ipynb #e45c795f
+# %% ../../nbs/rollout/tables.ipynb #dae22744
 def _covariate(values: np.ndarray, units: Units, keep: np.ndarray) -> np.ndarray: # shape (units,)
     "The first known value of each unit, or the mean of these"
     out = np.full(len(units.arm), np.nan)
@@ -60,6 +61,7 @@ def _covariate(values: np.ndarray, units: Units, keep: np.ndarray) -> np.ndarray
     seen = out[keep & np.isfinite(out)]
     return np.where(np.isfinite(out), out, seen.mean() if len(seen) else 0.0)
 
+# %% ../../nbs/rollout/tables.ipynb #87310110
 def unit_values(metric: AnyMetric,
                 table: Mapping[str, np.ndarray], # columns as floats, nulls as NaN; all rows
                 units: Units,
@@ -74,7 +76,41 @@ def unit_values(metric: AnyMetric,
     if isinstance(metric, Mean) and metric.winsorize and counted.any(): out = {c: np.minimum(v, np.nanquantile(v, metric.winsorize)) for c, v in out.items()}
     return out | {c: np.where(counted, _covariate(table[c][units.rows], units, counted), np.nan) for c in before}
 
-# %% ../../nbs/rollout/tables.ipynb #f111a0fb
+# %% ../../nbs/rollout/tables.ipynb #3476b57a
+def _known(frame: pd.DataFrame) -> str:
+    "Some of the columns there are"
+    return ", ".join(map(repr, list(frame)[:10])) + (", ..." if len(frame.columns) > 10 else "")
+
+def columns_of(frame: pd.DataFrame, metrics: Sequence[AnyMetric]) -> dict[str, np.ndarray]: # floats, nulls as NaN
+    "The columns that metrics need"
+    read = {c: numbers(frame[c]) for c in dict.fromkeys(c for m in metrics for c in m.columns)}
+    return {c: v for c, v in read.items() if v is not None}
+
+# %% ../../nbs/rollout/tables.ipynb #33b796ee
+def _column_wrong(frame: pd.DataFrame, column: str, shares: set[str]) -> list[str]:
+    "What is wrong with a column of a metric"
+    if column not in frame: return [f"there is no column {column!r}; known: {_known(frame)}"]
+    v = numbers(frame[column])
+    if v is None: return [f"{column} is not numeric"]
+    if np.isinf(v).any(): return [f"{column} is infinite in {int(np.isinf(v).sum()):,} rows; limit or leave out these"]
+    if column not in shares or np.isin(v[~np.isnan(v)], [0, 1]).all(): return []
+    return [f"{column} has other values than 0 and 1; a Proportion needs these, other numbers are a Mean"]
+
+# %% ../../nbs/rollout/tables.ipynb #7eb79f8b
+def check_rows(frame: pd.DataFrame, metrics: Sequence[Any], arm: str, unit: str | None = None) -> list[str]: # empty: nothing
+    "All that is wrong with the rows of an experiment"
+    bad = [f"metrics has a {type(m).__name__} {m!r}; give Mean, Proportion, Ratio or Quantile" for m in metrics if not isinstance(m, Measure)]
+    known = [m for m in metrics if isinstance(m, Measure)]
+    bad += [f"two metrics are called {name!r}; give one of them a name" for name in dict.fromkeys(m.label for m in known) if sum(m.label == name for m in known) > 1]
+    shares = {m.value for m in known if isinstance(m, Proportion)}
+    bad += [b for c in dict.fromkeys(c for m in known for c in m.columns) for b in _column_wrong(frame, c, shares)]
+    for column, what in ((arm, "arm"), (unit, "unit")):
+        if column is None: continue
+        if column not in frame: bad.append(f"there is no column {column!r} with the {what}; known: {_known(frame)}")
+        elif n := int(frame[column].isna().sum()): bad.append(f"{column} is null in {n:,} of {len(frame):,} rows; each row belongs to one {what}, leave out the others")
+    return bad
+
+# %% ../../nbs/rollout/tables.ipynb #ed97405e
 def one_row_a_unit(frame: pd.DataFrame,          # any rows
                    unit: str,                    # the column that says whose
                    arm: str,                     # the column that says in which arm
@@ -86,40 +122,14 @@ def one_row_a_unit(frame: pd.DataFrame,          # any rows
     out: dict[str, np.ndarray] = {}
     for m in metrics:
         for c, v in unit_values(m, table, units).items():
-            if c in out and not np.array_equal(out[c], v, equal_nan=True): raise ParameterError(f"{c} is added up in one way by {m.label} and in another by a metric before it; give one of them a copy of the column under another name")
+            if c in out and not np.array_equal(out[c], v, equal_nan=True):
+                raise ParameterError(f"{c} is added up in one way by {m.label} and in another by a metric before it; "
+                                     "give one of them a copy of the column under another name")
             out[c] = v
     first = units.rows[np.unique(units.unit, return_index=True)[1]]
     found = frame[[unit, arm]].iloc[first].reset_index(drop=True).assign(**out)
     found.attrs["crossed"] = list(units.crossed)
     return found
-
-# %% ../../nbs/rollout/tables.ipynb #69582135
-def columns_of(frame: pd.DataFrame, metrics: Sequence[AnyMetric]) -> dict[str, np.ndarray]: # floats, nulls as NaN
-    "The columns that metrics need"
-    read = {c: numbers(frame[c]) for c in dict.fromkeys(c for m in metrics for c in m.columns)}
-    return {c: v for c, v in read.items() if v is not None}
-
-def _column_wrong(frame: pd.DataFrame, column: str, shares: set[str]) -> list[str]:
-    "What is wrong with a column of a metric"
-    if column not in frame: return [f"there is no column {column!r}; known: {', '.join(map(repr, list(frame)[:10]))}{', ...' if len(frame.columns) > 10 else ''}"]
-    v = numbers(frame[column])
-    if v is None: return [f"{column} is not numeric"]
-    if np.isinf(v).any(): return [f"{column} is infinite in {int(np.isinf(v).sum()):,} rows; limit or leave out these"]
-    if column in shares and not np.isin(v[~np.isnan(v)], [0, 1]).all(): return [f"{column} has other values than 0 and 1; a Proportion needs these, other numbers are a Mean"]
-    return [] if np.isfinite(v).any() or not len(v) else [f"{column} is null in all rows"]
-
-def check_rows(frame: pd.DataFrame, metrics: Sequence[Any], arm: str, unit: str | None = None) -> list[str]: # empty: nothing
-    "All that is wrong with the rows of an experiment"
-    bad = [f"metrics has a {type(m).__name__} {m!r}; give Mean, Proportion, Ratio or Quantile" for m in metrics if not isinstance(m, Measure)]
-    known = [m for m in metrics if isinstance(m, Measure)]
-    bad += [f"two metrics are called {name!r}; give one of them a name" for name in {m.label for m in known} if sum(m.label == name for m in known) > 1]
-    shares = {m.value for m in known if isinstance(m, Proportion)}
-    bad += [b for c in dict.fromkeys(c for m in known for c in m.columns) for b in _column_wrong(frame, c, shares)]
-    for column, what in ((arm, "arm"), (unit, "unit")):
-        if column is None: continue
-        if column not in frame: bad.append(f"there is no column {column!r} with the {what}; known: {', '.join(map(repr, list(frame)[:10]))}")
-        elif n := int(frame[column].isna().sum()): bad.append(f"{column} is null in {n:,} of {len(frame):,} rows; each row belongs to one {what}, leave out the others")
-    return bad
 
 # %% ../../nbs/rollout/tables.ipynb #b11fba57
 def summaries(metric: AnyMetric,
@@ -137,18 +147,21 @@ def summaries(metric: AnyMetric,
     counted = np.isfinite(next(iter(found.values())))
     return [moments({c: v[counted & (units.arm == k)] for c, v in found.items()}, metric.columns) for k in arms]
 
-# %% ../../nbs/rollout/tables.ipynb #726e66b6
+# %% ../../nbs/rollout/tables.ipynb #f77ff021
 def _weights(found: Sequence[Any], weights: Mapping[Any, float] | None, bad: list[str]) -> dict[Any, float]:
     "The planned share of each arm; equal by default"
     if weights is None:
-        if len(found) < 2: bad.append(f"there {'is one arm' if found else 'are no arms'} in the data{': ' + repr(found[0]) if found else ''}; a comparison needs two; give weights={{...}} if others have no unit yet")
+        here = f"one arm in the data: {found[0]!r}" if found else "no arm in the data"
+        if len(found) < 2: bad.append(f"there is {here}; a comparison needs two; give weights if others have no unit yet")
         return {a: 1 / len(found) for a in found}
     if len(weights) < 2: bad.append(f"weights has {len(weights)} arm{'s' * (len(weights) != 1)}; a comparison needs two")
     if any(not 0 < w < 1 for w in weights.values()) or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
         bad.append(f"weights={dict(weights)!r} sum to {sum(weights.values()):g}; give the planned share of each arm, above 0, summing to 1")
-    if strange := [a for a in found if a not in weights]: bad.append(f"the data has arms that weights does not know: {', '.join(map(repr, strange))}; known: {', '.join(map(repr, weights))}")
+    if strange := [a for a in found if a not in weights]:
+        bad.append(f"the data has arms that weights does not know: {', '.join(map(repr, strange))}; known: {', '.join(map(repr, weights))}")
     return dict(weights)
 
+# %% ../../nbs/rollout/tables.ipynb #7152e024
 def _control(arms: Iterable[Any], control: Any, bad: list[str]) -> Any:
     "Which arm is the control"
     known = list(arms)
@@ -171,7 +184,7 @@ def _times(values: pd.Series, bad: list[str]) -> np.ndarray | pd.DatetimeIndex:
     if lost: bad.append(f"{values.name} is null or no time in {lost:,} of {len(values):,} rows; each row needs its time")
     return pd.DatetimeIndex(read.values)
 
-# %% ../../nbs/rollout/tables.ipynb #a591f9e2
+# %% ../../nbs/rollout/tables.ipynb #bfef930a
 class Design(NamedTuple):
     "An experiment that was read"
     metrics: list[AnyMetric]
@@ -180,6 +193,7 @@ class Design(NamedTuple):
     weights: dict[Any, float]                  # of the arms, the control first
     at: np.ndarray | pd.DatetimeIndex | None   # times of the rows, in order
 
+# %% ../../nbs/rollout/tables.ipynb #3ff1e576
 def read_experiment(frame: pd.DataFrame, metrics: Any, arm: str, control: Any, unit: str | None, time: str | None,
                     weights: Mapping[Any, float] | None, bad: list[str]) -> Design: # adds to `bad`, and raises it if it is not empty
     "Metrics, rows and arms; raises one ParameterError with all that is wrong"
@@ -188,7 +202,7 @@ def read_experiment(frame: pd.DataFrame, metrics: Any, arm: str, control: Any, u
     bad += check_rows(frame, metrics, arm, unit)
     shares = _weights(sorted(frame[arm].dropna().unique().tolist(), key=str), weights, bad) if arm in frame else {}
     first = _control(shares, control, bad)
-    if time is not None and time not in frame: bad.append(f"there is no column {time!r} with the time; known: {', '.join(map(repr, list(frame)[:10]))}")
+    if time is not None and time not in frame: bad.append(f"there is no column {time!r} with the time; known: {_known(frame)}")
     at = _times(frame[time], bad) if time is not None and time in frame else None
     if bad: raise ParameterError("\n".join(["this experiment cannot be judged:", *(f"  - {b}" for b in bad)]))
     if at is not None:
