@@ -2568,6 +2568,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlnb.rollout.slices.arm_slices': ('rollout/slices.html#arm_slices', 'mlnb/rollout/slices.py'),
                                      'mlnb.rollout.slices.from_apart': ('rollout/slices.html#from_apart', 'mlnb/rollout/slices.py'),
                                      'mlnb.rollout.slices.from_harm': ('rollout/slices.html#from_harm', 'mlnb/rollout/slices.py'),
+                                     'mlnb.rollout.slices.no_slices': ('rollout/slices.html#no_slices', 'mlnb/rollout/slices.py'),
                                      'mlnb.rollout.slices.pictured': ('rollout/slices.html#pictured', 'mlnb/rollout/slices.py'),
                                      'mlnb.rollout.slices.plot_slices': ('rollout/slices.html#plot_slices', 'mlnb/rollout/slices.py'),
                                      'mlnb.rollout.slices.rollout_slices': ('rollout/slices.html#rollout_slices', 'mlnb/rollout/slices.py'),
