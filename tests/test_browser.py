@@ -1,6 +1,7 @@
 """The panels in a real JupyterLab, driven by Chromium: what is clicked shows, and nothing sticks out. MLNB_SCREENSHOTS=folder keeps the pictures."""
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 FEATURES = ["carrier", "origin", "dest", "departs", "distance", "temp", "dewp", "humid", "wind_speed", "pressure", "visib"]
 CODE = "import mlnb\ndep = mlnb.open('ws').deployment('delays')\npanel = mlnb.panels.{}(dep)\npanel"
+TRIAL = "import mlnb\nws = mlnb.open('trial')\npanel = mlnb.panels.experiment(ws.deployment('trial'), at='2013-03-04')\npanel"
 SCROLLBARS = """() => [...document.querySelectorAll('.mlnb-panel, .mlnb-panel *:not(option)')].filter(e => {
     const s = getComputedStyle(e), x = ['auto', 'scroll'].includes(s.overflowX) && e.scrollWidth > e.clientWidth + 1;
     const y = ['auto', 'scroll'].includes(s.overflowY) && e.scrollHeight > e.clientHeight + 1;
@@ -55,11 +57,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         at = rows["at"][~old].reset_index(drop=True)
         ids = log_predictions(dep, new, v1.predict(new), at=at)
         feedback(dep, pd.DataFrame({"id": ids, "y": late[~old], "at": at + pd.Timedelta("6h")})[(at < "2013-07-18").to_numpy()])
+    trial(root)
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for name, verb in (("panel", "drift"), ("performance", "performance")):
         cells = [nbformat.v4.new_code_cell(CODE.format(verb)), nbformat.v4.new_code_cell(f"mlnb.panels.{verb}(mlnb.open('ws').deployment('quiet'))")]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), root / f"{name}.ipynb")
+    for name, sources in (("rollout", [TRIAL, "mlnb.panels.experiment(ws.deployment('alone'))"]), ("several", [TRIAL.replace("deployment('trial')", "deployment('three')")]), ("plan", ["import mlnb\nmlnb.panels.plan()"])):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources], metadata=spec), root / f"{name}.ipynb")
     return root
+
+
+def trial(root: Path) -> None:
+    "A workspace with a rollout in the second step of its canary, one with two challengers in an A/B test, and a deployment without any"
+    import mlnb
+    import numpy as np
+    import pandas as pd
+    from mlnb.core.events import feedback
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    rng = np.random.default_rng(4)
+    def flights(n):
+        X = pd.DataFrame({"origin": rng.choice(["EWR", "JFK", "LGA"], n), "hour": rng.integers(6, 23, n), "wind": rng.gamma(4, 3, n).round(1)}).astype({"origin": "category"})
+        return X, np.where(rng.random(n) < 1 / (1 + np.exp(5.5 - X.wind / 3 - X.hour / 12)), "late", "on time")
+    X, y = flights(3000)
+    turned = np.where((X.hour > 18) & (rng.random(3000) < .6), np.where(y == "late", "on time", "late"), y)
+    with mlnb.open(root / "trial") as ws:
+        for labels, n in ((y, 3000), (y, 1500), (turned, 3000)):
+            ws.register("late", HistGradientBoostingClassifier(max_iter=30, categorical_features="from_dtype", random_state=0).fit(X[:n], labels[:n]), X, y, at="2013-03-01")
+        plan = {"shadow": False, "canary": [.05, .5], "ab": True, "metrics": [{"name": "log_loss", "margin": .02}, {"name": "accuracy", "margin": .03}, {"name": "brier", "margin": .02}]}
+        for name, challenger, given in (("trial", 2, plan), ("three", [2, 3], {**plan, "canary": [], "max_days": 30}), ("alone", None, None)):
+            dep = ws.deploy(name, ws.version("late", 1), at="2013-03-01")
+            if not challenger: continue
+            rollout = dep.rollout(challenger, given, at="2013-03-02", salt="spring")
+            for day in ("2013-03-02", "2013-03-03"):
+                if name == "trial" and day == "2013-03-03": rollout.next("nothing looks odd", at=day, actor="ann")
+                new, true = flights(1600)
+                at, ids = pd.Timestamp(day, tz="UTC") + pd.to_timedelta(np.arange(1600) * 53, unit="s"), [f"{day} {i}" for i in range(1600)]
+                dep.predict(new, ids=ids, at=at)
+                feedback(dep, pd.DataFrame({"id": ids, "y": true, "at": at + pd.Timedelta("3h")}))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +135,7 @@ def opened(chromium: str, lab: str, shots: Path) -> Iterator[Any]:
         page = browser.new_page(viewport={"width": 1400, "height": 1150}, device_scale_factor=1.5)
         page.set_default_timeout(45_000)
 
-        def show(name: str) -> Any:
+        def show(name: str, empty: str = "dep.predict(X)") -> Any: # empty: what the panel of nothing says
             page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
             page.locator(".jp-Notebook .jp-Cell").first.wait_for()
             page.wait_for_function("window.jupyterapp !== undefined")
@@ -112,7 +146,7 @@ def opened(chromium: str, lab: str, shots: Path) -> Iterator[Any]:
             page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
             try:
                 page.locator(".mlnb-panel img").first.wait_for()
-                page.locator(".mlnb-panel", has_text="dep.predict(X)").wait_for()
+                if empty: page.locator(".mlnb-panel", has_text=empty).wait_for()
             except api.Error:
                 page.screenshot(path=shots / "failed.png")
                 raise
@@ -264,6 +298,130 @@ def test_performance_panel(opened: Any, shots: Path) -> None:
     assert not panel.get_by_text("This did not work").count(), "two clicks at once do not disturb each other"
     page.locator(".mlnb-panel", has_text="dep.predict(X)").scroll_into_view_if_needed()
     assert page.locator(".mlnb-panel", has_text="there is nothing to measure").is_visible()
+
+
+def test_rollout_panel(opened: Any, shots: Path, folder: Path) -> None:
+    page = opened("rollout", "dep.rollout(")
+    panel = page.locator(".mlnb-panel").first
+    page.screenshot(path=shots / "rollout-panel.png")
+    fits(page, panel)
+    assert panel.locator(".mlnb-steps li").count() == 4 and panel.locator(".mlnb-steps [aria-current=step]").inner_text().startswith("▶ canary 2 of 2 (50%)")
+    before = shown(panel)
+    panel.locator(".mlnb-list select").select_option(index=1)
+    before = changed(page, panel, before)
+    panel.locator("td", has_text="tolerated harm").wait_for()
+    for view in ("All metrics", "In which slices?"):
+        panel.get_by_role("button", name=view).click()
+        before = changed(page, panel, before)
+        idle(page)
+        page.screenshot(path=shots / f"rollout-panel-{view.strip('?').lower().replace(' ', '-')}.png")
+        fits(page, panel)
+    panel.get_by_role("button", name="What happened").click()
+    panel.locator("td", has_text="nothing looks odd").wait_for()
+    fits(page, panel)
+    paint(page, "Dark")
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "rollout-panel-what-happened-dark.png")
+    panel.get_by_role("button", name="The effect").click()
+    panel.locator(".mlnb-list select").wait_for()
+    page.set_viewport_size({"width": 1000, "height": 1250})
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "rollout-panel-dark.png")
+    fits(page, panel)
+    page.set_viewport_size({"width": 620, "height": 1500})
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "rollout-panel-narrow-dark.png")
+    fits(page, panel)
+    paint(page, "Light")
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "rollout-panel-narrow.png")
+    page.locator(".mlnb-panel", has_text="dep.rollout(").scroll_into_view_if_needed()
+    page.screenshot(path=shots / "rollout-panel-empty.png")
+
+
+def test_decisions(opened: Any, shots: Path) -> None:
+    page = opened("rollout", "dep.rollout(")
+    panel = page.locator(".mlnb-panel").first
+    def button(name: str) -> Any: return panel.get_by_role("button", name=re.compile(rf"^\W*{name}$")) # an icon is a letter, too
+    def press(name: str) -> None: button(name).click()
+    press("Roll back")
+    panel.get_by_text("A decision needs a reason").wait_for()
+    assert button("Roll back").is_enabled() and not button("Cancel").is_visible()
+    page.screenshot(path=shots / "rollout-panel-no-reason.png")
+    reason = panel.get_by_placeholder("Why?")
+    reason.fill("the new radar is not calibrated")
+    press("Roll back")
+    button("Yes, roll back").wait_for()
+    assert not button("Hold").is_enabled()
+    idle(page)
+    page.screenshot(path=shots / "rollout-panel-confirm.png")
+    fits(page, panel)
+    press("Cancel")
+    button("Roll back").wait_for()
+    press("Hold")
+    panel.get_by_text("Done: the rollout is paused").wait_for()
+    assert panel.locator(".mlnb-steps [aria-current=step]").inner_text().startswith("❚❚ canary 2 of 2") and reason.input_value() == ""
+    page.screenshot(path=shots / "rollout-panel-paused.png")
+    press("Evaluate now")
+    panel.get_by_text("A tick would leave it in paused").wait_for()
+    reason.fill("it is calibrated now")
+    press("Resume")
+    panel.get_by_text("Done: the rollout is canary 2 of 2").wait_for()
+    press("Run the canary report")
+    panel.get_by_text("Show it here").wait_for(timeout=150_000)
+    panel.get_by_text("Show it here").click()
+    panel.frame_locator("iframe").get_by_text("Does it do harm?").first.wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "rollout-panel-report.png")
+    reason.fill("it is as good, and half as large")
+    press("Promote")
+    confirm = button("Yes, promote late v2")
+    confirm.wait_for()
+    page.wait_for_timeout(700)
+    confirm.click()
+    panel.get_by_text("Done: the rollout is promoted").wait_for()
+    assert not button("Promote").is_enabled() and panel.locator(".mlnb-steps .mlnb-done").count() == 3
+    idle(page)
+    page.screenshot(path=shots / "rollout-panel-promoted.png")
+    fits(page, panel)
+
+
+def test_several_challengers(opened: Any, shots: Path) -> None:
+    page = opened("several", "")
+    panel = page.locator(".mlnb-panel").first
+    assert panel.get_by_label("Challenger").is_visible() and panel.locator(".mlnb-list option").count() == 8
+    page.screenshot(path=shots / "rollout-panel-several.png")
+    before = shown(panel)
+    panel.get_by_role("button", name="In which slices?").click()
+    changed(page, panel, before)
+    idle(page)
+    page.screenshot(path=shots / "rollout-panel-several-slices.png")
+    fits(page, panel)
+
+
+def test_plan_panel(opened: Any, shots: Path) -> None:
+    page = opened("plan", "")
+    panel = page.locator(".mlnb-panel").first
+    page.screenshot(path=shots / "plan-panel.png")
+    fits(page, panel)
+    first = shown(panel)
+    panel.get_by_label("Units a day").fill("500")
+    second = changed(page, panel, first)
+    panel.get_by_text("500 units a day").first.wait_for()
+    panel.get_by_role("button", name="What is found in so many days?").click()
+    third = changed(page, panel, second)
+    panel.locator("th", has_text="smallest effect").wait_for()
+    assert not panel.get_by_label("Effect worth finding").is_visible()
+    panel.get_by_label("Value of the control").fill("1.5")
+    panel.get_by_text("baseline=1.5 is no proportion between 0 and 1").wait_for()
+    page.screenshot(path=shots / "plan-panel-error.png")
+    panel.get_by_label("Value of the control").fill("0.2")
+    changed(page, panel, third)
+    paint(page, "Dark")
+    page.set_viewport_size({"width": 760, "height": 1300})
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "plan-panel-dark.png")
+    fits(page, panel)
 
 
 def test_report_button(page: Any, shots: Path, folder: Path) -> None:

@@ -365,3 +365,292 @@ def test_the_committed_notebook_shows_the_panel_without_a_kernel(root: Path) -> 
     shown = [o["data"]["text/html"] for c in nb.cells if c.cell_type == "code" for o in c.outputs if "text/html" in o.get("data", {})]
     assert any("Drift of late" in s and "data:image/png" in s and "All of them" in s for s in shown)
     assert "widgets" not in nb.metadata, "the state of widgets has random ids; drop metadata.widgets"
+
+
+# Rollouts
+
+def trial(folder: Path, plan: dict | None = None, challengers=2, days: int = 2, name: str = "late"):
+    "A deployment with a rollout, asked 400 times a day, and the moment after the last day"
+    rng = np.random.default_rng(1)
+    def flights(n):
+        X = pd.DataFrame({"wind": rng.gamma(4, 3, n).round(2), "hour": rng.integers(6, 23, n)})
+        return X, np.where(rng.random(n) < 1 / (1 + np.exp(4 - X["wind"] / 3)), "late", "on time")
+    X, y = flights(800)
+    ws = mlnb.open(folder)
+    for c in (1, .01, .001): ws.register("late", LogisticRegression(C=c).fit(X, y), X, y, at="2013-03-01")
+    dep = ws.deploy(name, ws.version("late", 1), at="2013-03-01")
+    dep.rollout(challengers, {"shadow": False, "canary": [.05, .5] if challengers == 2 else [.05, .33], "metrics": ["log_loss", "brier"], "min_units": 100, **(plan or {})}, at="2013-03-02", salt="spring")
+    dep.rollout().next("nothing is odd", at="2013-03-02", actor="ann")
+    for day in range(days):
+        new, true = flights(400)
+        at, ids = pd.Timestamp("2013-03-02", tz="UTC") + pd.to_timedelta(day * 86_400 + np.arange(400) * 200, unit="s"), [f"{day} {i}" for i in range(400)]
+        dep.predict(new, ids=ids, at=at)
+        feedback(dep, pd.DataFrame({"id": ids, "y": true, "at": at + pd.Timedelta("3h")}))
+    return dep, pd.Timestamp("2013-03-02", tz="UTC") + pd.Timedelta(days=max(days, 1))
+
+
+@pytest.fixture
+def review(tmp_path: Path) -> panels.RolloutPanel: return panels.experiment(*trial(tmp_path / "ws"))
+
+
+def buttons(panel: panels.RolloutPanel) -> dict[str, bool]:
+    return {b.description: not b.disabled for b in (panel.ui.hold, panel.ui.next, panel.ui.promote, panel.ui.rollback)}
+
+
+def twice(panel: panels.RolloutPanel, name: str) -> None:
+    "Click, and confirm when a double click would be over"
+    getattr(panel.ui, name).click()
+    panel.since -= 1
+    getattr(panel.ui, name).click()
+
+
+def test_what_a_rollout_shows(review) -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", " ", review.ui.head.value))
+    assert "Rollout of late" in text and "canary 2 of 2 (50%)" in text and "arms as planned" in text and "late v2 against champion late v1" in text
+    assert re.search(r"units: \d{3} control, \d{3} late v2", text) and "units in this stage" not in text
+    assert review.ui.head.value.count("<li class=") == 3 and 'class="mlnb-now" aria-current=step' in review.ui.head.value
+    assert [v for _, v in review.ui.metrics.options] == ["log_loss", "brier", "error_rate"] and review.chosen == "log_loss"
+    first = source(review)
+    review.ui.metrics.value = "brier"
+    assert source(review) != first and "tolerated harm" in review.ui.numbers.value and review.ui.run.description == "Run the canary report"
+
+
+def test_views_of_a_rollout_keep_its_head(review) -> None:
+    for view in review.views:
+        review.ui.view.value = view
+        assert said(review) == "" and "canary 2 of 2 (50%)" in review.ui.head.value and "mlnb-steps" in review.snapshot(), view
+    assert "nothing is odd" in review.ui.whole.value and "<img" not in review.ui.whole.value
+    review.ui.view.value = "In which slices?"
+    assert type(review.report).__name__ == "SliceReport" and "looked at" in review.ui.head.value and "data:image/png" in review.ui.whole.value
+    review.ui.view.value = "All metrics"
+    assert re.search(r"decides</td>.*metric</td>.*guardrail</td>", review.ui.whole.value)
+
+
+@pytest.mark.parametrize("reason", ["", "   ", "\t"])
+def test_a_decision_needs_a_reason(review, reason: str) -> None:
+    before = review.rollout.row
+    for name in ("hold", "next", "promote", "rollback"):
+        review.ui.reason.value = reason
+        for _ in range(2): getattr(review.ui, name).click()
+        assert "A decision needs a reason" in said(review) and review.rollout.row == before and review.armed == ""
+
+
+def test_hold_and_resume_are_one_button(review) -> None:
+    assert buttons(review) == {"Hold": True, "Next step": False, "Promote": True, "Roll back": True}
+    review.ui.reason.value = "<b>storm</b>"
+    review.ui.hold.click()
+    assert said(review) == "Done: the rollout is paused in canary 2 of 2 (50%)." and review.rollout.state.name == "paused" and review.ui.reason.value == ""
+    assert buttons(review)["Resume"] and "mlnb-paused" in review.ui.head.value and "<b>storm" not in review.ui.head.value
+    review.ui.reason.value = "it is over"
+    review.ui.hold.click()
+    assert review.rollout.state.name == "canary" and review.rollout.moves()[["actor", "reason"]].values.tolist()[-2:] == [["panel", "<b>storm</b>"], ["panel", "it is over"]]
+
+
+def test_what_ends_a_rollout_needs_a_second_click(review) -> None:
+    review.ui.reason.value = "too slow"
+    review.ui.rollback.click()
+    assert buttons(review) == {"Hold": False, "Next step": False, "Promote": False, "Yes, roll back": True} and review.ui.cancel.layout.display == "" and "Cancel" in said(review)
+    review.ui.rollback.click()
+    assert review.rollout.state.active, "a double click is one click"
+    review.ui.cancel.click()
+    assert buttons(review)["Roll back"] and review.ui.cancel.layout.display == "none" and said(review) == ""
+    review.ui.rollback.click()
+    review.ui.refresh.click()
+    assert review.armed == "", "whoever looks again has not confirmed"
+    twice(review, "rollback")
+    assert review.rollout.state.name == "rolled back" and not any(buttons(review).values()) and review.ui.reason.disabled and review.ui.tick.disabled
+    assert "mlnb-stopped" in review.ui.head.value and "too slow" in review.ui.head.value and said(review) == "Done: the rollout is rolled back."
+
+
+def test_promote(review) -> None:
+    review.ui.reason.value = "as good"
+    twice(review, "promote")
+    assert review.dep.champion.number == 2 and "promoted" in review.ui.head.value and "late v2 against champion late v1" in review.ui.head.value
+
+
+def test_a_decision_is_for_the_state_that_was_seen(review) -> None:
+    review.ui.reason.value = "it is a holiday"
+    review.rollout.hold("somebody else was faster", at="2013-03-04")
+    review.ui.hold.click()
+    assert "has moved since you looked: it is paused" in said(review) and review.rollout.state.name == "paused" and "Resume" in buttons(review)
+    review.rollout.resume("back", at="2013-03-04")
+    review.ui.refresh.click()
+    review.ui.promote.click()
+    review.rollout.rollback("harm", at="2013-03-04")
+    review.since -= 1
+    review.ui.promote.click()
+    assert "Nothing was done" in said(review) and review.dep.champion.number == 1 and not any(buttons(review).values())
+
+
+def test_a_draft_begins_by_hand(tmp_path: Path) -> None:
+    dep, _ = trial(tmp_path / "ws", days=0)
+    dep.rollout().rollback("again", at="2013-03-03")
+    dep.rollout(3, {"canary": [.1]}, at="2013-03-03", draft=True)
+    panel = panels.experiment(dep, "2013-03-03")
+    assert buttons(panel) == {"Hold": False, "Begin": True, "Promote": True, "Roll back": True} and "draft" in panel.ui.head.value and panel.ui.tick.disabled
+    panel.ui.reason.value = "go"
+    panel.ui.next.click()
+    assert panel.rollout.state.name == "shadow" and panel.ui.run.description == "Run the shadow report" and said(panel).startswith("Done")
+
+
+def test_evaluate_says_and_tick_does(review, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page, asked = tmp_path / "canary.html", []
+    def run(ws, name, **params):
+        asked.append((name, params))
+        return SimpleNamespace(name="canary-1", html=page, verdict="", alarm=False, run="canary-1")
+    monkeypatch.setattr("mlnb.jupyter.rollouts.run_report", run)
+    review.ui.evaluate.click()
+    assert said(review).startswith("A tick would leave it in canary 2 of 2 (50%)") and len(review.rollout.moves()) == 3
+    review.moment = "2013-04-01"
+    review.ui.evaluate.click()
+    assert said(review).startswith("A tick would move it from canary 2 of 2 (50%) to paused in canary 2 of 2 (50%): inconclusive after 14 days")
+    review.ui.tick.click()
+    assert review.ui.tick.disabled and review.ui.evaluate.disabled
+    review.job.join(60)
+    assert review.rollout.state.name == "paused" and "It moved to paused in canary 2 of 2 (50%)" in said(review) and str(page) in said(review)
+    assert review.rollout.moves()["actor"].iloc[-1] == "panel" and asked[0][0] == "canary" and "mlnb-paused" in review.ui.head.value and not review.ui.tick.disabled
+
+
+def test_a_tick_that_ends_a_rollout_leaves_its_button_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlnb.jupyter.rollouts.run_report", lambda *_, **__: SimpleNamespace(name="x", html=None, verdict="", alarm=False, run="x"))
+    panel = panels.experiment(*trial(tmp_path / "ws", {"metrics": [{"name": "log_loss", "margin": 1.}], "guardrails": [{"name": "error_rate", "margin": .5}]}))
+    panel.ui.tick.click()
+    panel.job.join(60)
+    assert panel.rollout.state.name == "promoted" and panel.ui.tick.disabled and panel.ui.evaluate.disabled and not panel.ui.run.disabled
+
+
+def test_the_report_of_the_stage(review, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page, asked = tmp_path / "c.html", {}
+    page.write_text("<p>fine</p>")
+    def run(ws, name, **params):
+        asked.update(params, name=name)
+        return SimpleNamespace(html=page, verdict="canary", alarm=False)
+    monkeypatch.setattr("mlnb.jupyter.reports.run_report", run)
+    review.ui.run.click()
+    review.job.join(20)
+    assert (asked["name"], asked["deployment"]) == ("canary", "late") and asked["at"].startswith("2013-03-04") and "The report of the rollout as of 4 Mar 2013" in review.ui.result.value
+
+
+def test_several_challengers_are_lines(tmp_path: Path) -> None:
+    panel = panels.experiment(*trial(tmp_path / "ws", challengers=[2, 3]))
+    assert [v for _, v in panel.ui.metrics.options][:2] == ["log_loss · late v2", "brier · late v2"] and len(panel.ui.metrics.options) == 6
+    panel.ui.metrics.value = "brier · late v3"
+    assert "late v3" in panel.ui.numbers.value and panel.ui.challenger.layout.display == ""
+    panel.ui.view.value = "In which slices?"
+    assert "challenger" in panel.ui.whole.value
+    panel.ui.challenger.value, panel.ui.reason.value = 3, "smaller"
+    panel.ui.promote.click()
+    assert panel.ui.promote.description == "Yes, promote late v3" and panel.ui.challenger.disabled
+    panel.since -= 1
+    panel.ui.promote.click()
+    assert panel.dep.champion.number == 3
+
+
+def test_no_rollout_says_what_to_do(tmp_path: Path) -> None:
+    dep = deployment(tmp_path / "ws", days=0)
+    panel = panels.experiment(dep)
+    assert "late v1 is the only version of its model" in said(panel) and panel.ui.decide.layout.display == "none" and panel.ui.run.layout.display == "none"
+    X = pd.DataFrame({"temp": np.arange(60.), "wind": np.arange(60.)})
+    dep.ws.register("late", LogisticRegression(C=.1).fit(X, np.where(X["wind"] > 9, "late", "on time")), X, at="2013-03-02")
+    panel.ui.refresh.click()
+    assert "late v2 (2) may challenge it" in said(panel) and "dep.rollout(2, mlnb.Plan(" in said(panel)
+    dep.rollout(2, {"shadow": False, "canary": [.2]})
+    panel.ui.refresh.click()
+    assert said(panel) == "" and panel.ui.decide.layout.display == "" and "there was no traffic in this stage yet" in panel.ui.head.value and "Nothing is known of log_loss" in panel.ui.figure.value
+    panel.ui.view.value = "In which slices?"
+    assert said(panel) == ""
+
+
+@pytest.mark.parametrize("error", [WorkspaceError("the workspace <is> gone"), RuntimeError("disk on fire")])
+def test_errors_of_a_rollout_are_sentences(review, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_, **__): raise error
+    monkeypatch.setattr("mlnb.jupyter.rollout_panel.review", fail)
+    review.ui.refresh.click()
+    assert str(error) in said(review) and "<is>" not in review.ui.notice.value and review.ui.body.layout.display == "none" and review.ui.decide.layout.display == "none"
+    monkeypatch.undo()
+    review.ui.refresh.click()
+    assert said(review) == "" and review.ui.decide.layout.display == ""
+
+
+def test_a_rollout_in_a_read_only_workspace(review) -> None:
+    panel = panels.experiment(mlnb.open(review.dep.ws.path, read_only=True).deployment("late"), review.moment)
+    assert said(panel) == "" and "canary 2 of 2" in panel.ui.head.value
+    panel.ui.reason.value = "why not"
+    panel.ui.hold.click()
+    assert "read-only" in said(panel) and panel.rollout.state.name == "canary"
+
+
+def test_a_mismatch_is_a_badge(review, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlnb.rollout.evidence.sample_ratio_p", lambda *_: 1e-9)
+    review.ui.refresh.click()
+    assert "sample ratio mismatch" in review.ui.head.value and "arms as planned" not in review.ui.head.value and "find out what sorts units into arms" in review.ui.head.value
+
+
+def test_nothing_of_a_rollout_is_interpolated_unescaped(tmp_path: Path) -> None:
+    dep, at = trial(tmp_path / "ws", name=NASTY.replace("/", "|"))
+    panel = panels.experiment(dep, at)
+    panel.ui.reason.value = NASTY
+    panel.ui.hold.click()
+    for view in panel.views:
+        panel.ui.view.value = view
+        assert not re.search(r"<script", panel.snapshot()) and "<script" not in panel.ui.notice.value
+
+
+def test_static_form_of_a_rollout(review) -> None:
+    bundle = review._repr_mimebundle_()
+    assert "data:image/png" in bundle["text/html"] and "<style>" in bundle["text/html"] and "All of them" in bundle["text/html"] and "<script" not in bundle["text/html"]
+    assert bundle["text/plain"].startswith("RolloutPanel('late')\nRollout of late v2 in late: canary 2 of 2 (50%)")
+
+
+# The plan of an experiment
+
+def test_the_plan_follows_the_form() -> None:
+    panel = panels.plan()
+    assert said(panel) == "" and "29,498 units" in html.unescape(panel.ui.head.value) and panel.report.rows[0].days == 15
+    first = source(panel)
+    panel.ui.traffic.value, panel.ui.alpha.value, panel.ui.shares.value = 500, .01, "90, 10"
+    panel.later.join()
+    assert source(panel) != first and panel.report.design.traffic == 500 and panel.report.design.weights == (90, 10) and panel.report.design.alpha == .01
+    panel.ui.kind.value = "mean"
+    panel.later.join()
+    assert panel.report.design.variance == 25 and panel.report.design.baseline == 10 and panel.ui.spread.layout.display == ""
+
+
+def test_each_question_has_its_fields() -> None:
+    panel = panels.plan()
+    shown = {}
+    for question in panel.ui.question.options:
+        panel.ui.question.value = question
+        panel.later.join()
+        shown[question] = [n for n in ("effect", "margin", "days", "side", "better") if getattr(panel.ui, n).layout.display != "none"]
+        assert said(panel) == "" and panel.report is not None
+    assert list(shown.values()) == [["effect", "side"], ["days", "side"], ["margin", "better"]]
+    panel.ui.question.value, panel.ui.side.value = panel.ui.question.options[0], "less"
+    panel.later.join()
+    assert panel.report.effect == -.01 and panel.report.design.alternative == "less", "a decrease of .01 is asked for by .01"
+
+
+@pytest.mark.parametrize(("field", "value", "told"), [("baseline", 1.5, "baseline=1.5 is no proportion"), ("traffic", 0., "traffic=0.0 is no traffic"), ("shares", "half", "'half', are no numbers"), ("effect", 0., "effect=0 can never be found"), ("shares", "1", "must be two or more")])
+def test_what_cannot_be_planned_is_a_sentence(field: str, value: object, told: str) -> None:
+    panel = panels.plan()
+    setattr(getattr(panel.ui, field), "value", value)
+    panel.later.join()
+    assert told in said(panel) and panel.report is None and panel.ui.figure.value == "" and panel.ui.body.layout.display != "none"
+
+
+def test_no_work_piles_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlnb.jupyter.plan_panel as module
+    asked, real = [], module.plan_experiment
+    def watched(**given):
+        asked.append(given["traffic"])
+        return real(**given)
+    monkeypatch.setattr(module, "plan_experiment", watched)
+    panel = panels.plan()
+    for n in range(1000, 1050): panel.ui.traffic.value = n
+    panel.later.join()
+    assert asked == [2000, 1049]
+
+
+def test_static_form_of_a_plan() -> None:
+    bundle = panels.plan()._repr_mimebundle_()
+    assert "data:image/png" in bundle["text/html"] and "one look at the end" in bundle["text/html"] and bundle["text/plain"].startswith("PlanPanel()\nPlan: ")

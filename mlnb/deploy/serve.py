@@ -381,13 +381,13 @@ def stop_all() -> None:
     "Stop every server of this process"
     for server in list(RUNNING.values()): server.stop(2.)
 
-# %% ../../nbs/deploy/serve.ipynb #221228b1
+# %% ../../nbs/deploy/serve.ipynb #69416434
 def run(where: Workspace | Deployment,  # all deployments of a workspace, or one
         host: str = "127.0.0.1",        # only this machine can reach it
         port: int = 8000,               # 0: any free one
         token: str | None = None,       # what callers must send as a bearer token; needed for any other host
-        started: Callable[[Server], object] = lambda s: print(f"mlnb serves at {s.url}", flush=True),  # called when it is ready
         tick: float | None = 60.,       # seconds between evaluations of rollouts; None: never
+        started: Callable[[Server], object] = lambda s: print(f"mlnb serves at {s.url}", flush=True),  # called when it is ready
         ) -> None:
     "Serve until SIGTERM or Ctrl-C"
     stop = threading.Event()

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['FEW', 'AT_WORK', 'T', 'P', 'header', 'spoken', 'notice', 'heading', 'picture', 'actions', 'style_sheet', 'frame',
            'entries', 'run_button', 'chooser', 'controls', 'arrange', 'sides', 'listing', 'Live', 'drawn', 'Look',
-           'whole', 'Board', 'put', 'told', 'choose', 'refill', 'once', 'judge', 'refresh', 'run_report', 'on',
-           'opened']
+           'whole', 'Board', 'put', 'told', 'choose', 'refill', 'once', 'judge', 'refresh', 'beside', 'run_report',
+           'on', 'opened']
 
 # %% ../../nbs/jupyter/board.ipynb #c1a8786e
 FEW = 4  # reasons that are shown at once
@@ -135,10 +135,10 @@ def controls(report: str, views: Iterable[str] = ()) -> SimpleNamespace:
     body.add_class("mlnb-body")
     return SimpleNamespace(refresh=refresh, run=run_button(report), view=view, choices=[view], head=w.HTML(), notice=w.HTML(), progress=progress, result=w.HTML(), body=body, whole=w.HTML(layout=w.Layout(width="100%")))
 
-# %% ../../nbs/jupyter/board.ipynb #c8fb19da
+# %% ../../nbs/jupyter/board.ipynb #6b00d858
 def arrange(ui: SimpleNamespace, first: Iterable[DOMWidget] = (), below: Iterable[DOMWidget] = (), more: Iterable[DOMWidget] = ()) -> DOMWidget:
     "Where each widget is"
-    return frame(ui.head, actions(*first, ui.refresh, ui.run, ui.progress), *below, ui.result, ui.notice, actions(ui.view, *more), ui.body)
+    return frame(ui.head, actions(*first, ui.refresh, ui.run, ui.progress), *below, ui.notice, ui.result, actions(ui.view, *more), ui.body)
 
 # %% ../../nbs/jupyter/board.ipynb #25c601c3
 def sides(left: Iterable[DOMWidget], right: Iterable[DOMWidget]) -> list[DOMWidget]: # two boxes
@@ -332,24 +332,31 @@ def _show(panel: Board, run: ReportRun, about: str) -> None: # in words
                              f'<details style="margin-top:4px"><summary style="cursor:pointer">Show it here</summary><iframe sandbox title="{panel.title} report" srcdoc="{page}" '
                              'style="width:100%;height:560px;border:1px solid rgba(128,128,128,.35);border-radius:6px;margin-top:6px;background:#fff"></iframe></details></div>')
 
-# %% ../../nbs/jupyter/board.ipynb #626ed814
-def _fill(panel: Board, done: threading.Event) -> None:
-    "Move the bar until the report is done"
-    ui, start, expected = panel.ui, time.monotonic(), _expected(panel)
-    while not done.wait(.3): ui.progress.value = min(.97, (time.monotonic() - start) / expected)
-    ui.run.disabled, ui.progress.value, ui.progress.layout.display = False, 1., "none"
+# %% ../../nbs/jupyter/board.ipynb #72bc4cb0
+def _fill(panel: Board, done: threading.Event, expected: float, buttons: Iterable[Any]) -> None: # expected: seconds
+    "Move the bar until the work is done"
+    bar, start = panel.ui.progress, time.monotonic()
+    while not done.wait(.3): bar.value = min(.97, (time.monotonic() - start) / expected)
+    for b in buttons: b.disabled = False
+    bar.value, bar.layout.display = 1., "none"
 
-# %% ../../nbs/jupyter/board.ipynb #5f1aa9f7
+def beside(panel: Board, work: Callable[[], None], expected: float = 10., buttons: Iterable[Any] | None = None) -> None: # expected: seconds; buttons: that of the report by default
+    "Do something that takes long, beside the panel"
+    if panel.job and panel.job.is_alive(): return
+    grey, done = [panel.ui.run] if buttons is None else list(buttons), threading.Event()
+    for b in grey: b.disabled = True
+    panel.ui.result.value, panel.ui.progress.value, panel.ui.progress.layout.display = "", 0., ""
+    def all_of_it() -> None:
+        try: told(panel, work)
+        finally: done.set()
+    panel.job = threading.Thread(target=lambda: _fill(panel, done, expected, grey), daemon=True)
+    for thread in (threading.Thread(target=all_of_it, daemon=True), panel.job): thread.start()
+
+# %% ../../nbs/jupyter/board.ipynb #8a248c04
 def run_report(panel: Board) -> None:
     "Run the report of what is seen, beside the panel"
-    if panel.job and panel.job.is_alive(): return
-    ui, name, about, given, done = panel.ui, panel.name, panel.about, {"deployment": panel.dep.name, **panel.params()}, threading.Event()
-    ui.run.disabled, ui.result.value, ui.progress.value, ui.progress.layout.display = True, "", 0., ""
-    def work() -> None:
-        try: told(panel, lambda: _show(panel, panel.dep.ws.run(name, progress=False, **given), about))
-        finally: done.set()
-    panel.job = threading.Thread(target=lambda: _fill(panel, done), daemon=True)
-    for thread in (threading.Thread(target=work, daemon=True), panel.job): thread.start()
+    name, about, given = panel.name, panel.about, {"deployment": panel.dep.name, **panel.params()}
+    beside(panel, lambda: _show(panel, panel.dep.ws.run(name, progress=False, **given), about), _expected(panel))
 
 # %% ../../nbs/jupyter/board.ipynb #aefd321e
 def on(panel: Live, part: Any, action: Callable[[], None]) -> None:

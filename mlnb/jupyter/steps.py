@@ -38,11 +38,11 @@ def steps(names: Sequence[str], # of the stages of the plan
     end = {"promoted": ("done", "done"), "rolled back": ("never", "not reached"), "expired": ("never", "not reached")}.get(state.name, ("coming", "not yet"))
     return [*(_stage(i, n, state) for i, n in enumerate(names)), Step("promotion", *end)] # type: ignore[arg-type]
 
-# %% ../../nbs/jupyter/steps.ipynb #68e021d0
-def draw_steps(found: Sequence[Step], note: str = "") -> str: # note: to add to the current step, such as since when; markup
+# %% ../../nbs/jupyter/steps.ipynb #a9bf80ad
+def draw_steps(found: Sequence[Step]) -> str: # markup
     "A row of steps"
     def item(s: Step) -> str:
         here = s.mark in ("now", "paused", "stopped")
         return (f'<li class="mlnb-{s.mark}"{" aria-current=step" if here else ""}><b><span aria-hidden="true">{SIGNS[s.mark]}</span> {html.escape(s.name)}</b>'
-                f'<span>{html.escape(s.word)}{html.escape(note) if here else ""}</span></li>')
+                f'<span>{html.escape(s.word)}</span></li>')
     return f'<ol class="mlnb-steps" aria-label="Stages of the rollout">{"".join(map(item, found))}</ol>'

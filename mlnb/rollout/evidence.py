@@ -35,7 +35,7 @@ __all__ = ['EARLIEST', 'merged', 'gate', 'metric_for', 'row_values', 'Joined', '
            'known_by', 'judge_arms', 'read_pairs', 'shadow_rows', 'shadow_sums', 'shadow_gates', 'judge_shadow',
            'collect']
 
-# %% ../../nbs/rollout/evidence.ipynb #f99a38b2
+# %% ../../nbs/rollout/evidence.ipynb #289d37f5
 EARLIEST = 50 # units of each arm, before a mean is judged; counts of rare events are exact and need none
 
 def merged(safe: Comparison, harm: Comparison, # both of the same effect
@@ -46,6 +46,7 @@ def merged(safe: Comparison, harm: Comparison, # both of the same effect
     low, high = (safe, harm) if up else (harm, safe)
     verdict = verdict_of(low.lower, high.upper, safe.difference, safe.better, safe.margin)
     if verdict == "unclear": verdict = verdict_of(low.lower, high.upper, safe.difference, safe.better, margin)
+    elif verdict == "worse": margin = safe.margin
     return safe._replace(lower=low.lower, upper=high.upper, relative_lower=low.relative_lower, relative_upper=high.relative_upper, p=harm.p, margin=margin, verdict=verdict)
 
 def gate(metric: AnyMetric,

@@ -144,7 +144,7 @@ def _keep(task: Task, heard: list[Heard]) -> None:
         said = None if why else pd.concat([h.said for h in mine if h.said is not None], ignore_index=True)
         log_shadows(task.dep, task.rollout, task.version, [h.id for h in mine], said, [h.ms for h in mine], why)
 
-# %% ../../nbs/rollout/mirror.ipynb #935d734a
+# %% ../../nbs/rollout/mirror.ipynb #bb2d9b8a
 MEMORY = 2 * 2**30  # bytes that the process of a challenger may take
 
 def _modest(memory: int) -> None: # bytes
@@ -155,6 +155,7 @@ def _modest(memory: int) -> None: # bytes
         import resource
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
+# %% ../../nbs/rollout/mirror.ipynb #6fed6de0
 def _gone() -> bool:
     "Was standard input closed?"
     import select
@@ -195,7 +196,7 @@ def death(code: int) -> str:
     name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
     return f"the process of the challenger was ended by signal {name}" + (" (killed, or out of memory)" if -code == signal.SIGKILL else "")
 
-# %% ../../nbs/rollout/mirror.ipynb #65121672
+# %% ../../nbs/rollout/mirror.ipynb #9187baf2
 @dataclass
 class Mirror:
     "Keeps the process of one challenger alive as long as it is wanted"
@@ -220,6 +221,7 @@ class Mirror:
         if self.process: end(self.process, deadline)
         if self.thread: self.thread.join(deadline)
 
+# %% ../../nbs/rollout/mirror.ipynb #fb4e6e0e
 def end(process: subprocess.Popen[str], deadline: float) -> None:
     "Close its input, and kill it if that does not end it"
     with contextlib.suppress(OSError):

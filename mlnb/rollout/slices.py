@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SAID', 'PALE', 'arm_axes', 'slice_moments', 'without', 'SliceReport', 'pictured', 'plot_slices', 'worst_first',
-           'slice_effects', 'arm_slices', 'from_harm', 'from_apart', 'shadow_slices', 'rollout_slices']
+           'slice_effects', 'no_slices', 'arm_slices', 'from_harm', 'from_apart', 'shadow_slices', 'rollout_slices']
 
 # %% ../../nbs/rollout/slices.ipynb #e615f688
 def arm_axes(features: pd.DataFrame, # of all rows
@@ -82,7 +82,7 @@ def _explained(metric: AnyMetric, slices: Slices, sums: list[list[Moments]], k: 
             if rest.verdict != "worse": out[up] = slices.names[i]
     return out
 
-# %% ../../nbs/rollout/slices.ipynb #919ffa1d
+# %% ../../nbs/rollout/slices.ipynb #8fdc85af
 def _effects(metric: AnyMetric, arm: str, slices: Slices, sums: list[list[Moments]], k: int, alpha: float, horizon: float) -> pd.DataFrame: # k: the arm's number
     "All slices of one challenger"
     import pandas as pd
@@ -92,8 +92,9 @@ def _effects(metric: AnyMetric, arm: str, slices: Slices, sums: list[list[Moment
     rows = pd.DataFrame(found, columns=Comparison._fields)
     sign = -1.0 if metric.better == "higher" else 1.0
     harm, least = sign * rows["difference"].to_numpy(float), (rows["lower"] if sign > 0 else -rows["upper"]).to_numpy(float)
-    news = says_more(harm, least, slices) | (np.arange(len(rows)) == 0)
-    rows = rows.assign(slice=slices.names, units=n, share=share, harm=harm, least=least, alarm=(rows["verdict"] == "worse").to_numpy() & news)
+    worse = (rows["verdict"] == "worse").to_numpy()
+    known = np.array([worse[ancestors(slices, i)].any() for i in range(len(rows))]) & ~says_more(harm, least, slices)
+    rows = rows.assign(slice=slices.names, units=n, share=share, harm=harm, least=least, alarm=worse & ~known)
     return rows.assign(explained=_explained(metric, slices, sums, k, rows))
 
 # %% ../../nbs/rollout/slices.ipynb #2445391b
@@ -134,11 +135,11 @@ def _told(r: Any, several: bool) -> str: # r: a row
     text = f"{where}: {what}: {values}{r.difference:+.3g} [{r.lower:+.3g}, {r.upper:+.3g}] ({size})"
     return text.replace("+inf", "∞").replace("-inf", "−∞") + (f", explained by {r.explained}" if r.explained else "")
 
-# %% ../../nbs/rollout/slices.ipynb #91b096e9
+# %% ../../nbs/rollout/slices.ipynb #a19a4343
 def _near(rows: pd.DataFrame, several: bool, apart: bool) -> str: # all but the whole
     "What to say when there is no alarm"
     if not len(rows): return "no slice has enough rows yet"
-    what = "do the answers certainly differ more than in the rest" if apart else "is it certainly worse, by enough to matter and by more than in the slices around it"
+    what = "do the answers certainly differ more than in the rest" if apart else "is it certainly worse, by enough to matter"
     return f"in no slice {what}; the nearest is {_told(next(rows.itertuples()), several)}"
 
 def _reasons(r: SliceReport) -> list[str]:
@@ -238,7 +239,7 @@ def slice_effects(metric: AnyMetric,                # what to compare by
     return SliceReport(worst_first(known), metric.label, looked_at(len(slices.names), asked, slices.small, min_rows),
                        f"the intervals hold for all of them together and at any time (alpha = {alpha:g})", left)
 
-# %% ../../nbs/rollout/slices.ipynb #a4257ab6
+# %% ../../nbs/rollout/slices.ipynb #0b005684
 def _criterion(arms: Arms, name: str | None) -> Criterion: # raises ParameterError
     "The criterion with a name; the first metric by default"
     if name is None: return arms.plan.metrics[0]
@@ -246,10 +247,16 @@ def _criterion(arms: Arms, name: str | None) -> Criterion: # raises ParameterErr
     if found is None: raise ParameterError(f"metric={name!r} is not in the plan; known: {', '.join(c.name for c in arms.plan.criteria)}")
     return found
 
+def no_slices() -> pd.DataFrame:
+    "The rows of a report of nothing"
+    import pandas as pd
+    return pd.DataFrame(columns=[*Comparison._fields, "slice", "units", "share", "harm", "least", "alarm", "explained"])
+
 def arm_slices(arms: Arms, at: int, c: Criterion, depth: int = 2, min_rows: int = 100) -> SliceReport: # at in microseconds
     "The slices of a canary or an A/B test"
     t = clock.timestamp(at)
     frame = read_exposed(arms.dep, arms.rollout, arms.places, t, t, features=True)
+    if not len(frame): return SliceReport(no_slices(), c.name, "", "")
     values = join_outcome(c, frame, outcomes(arms.dep, [c.name], t), at).values if c.kind == "outcome" else None
     table = row_values(arms.dep, frame, [c]) if values is None else {c.name: values}
     units, names = enrol(frame["arm"], frame["unit"], range(len(arms.versions))), ["control", *(v.label for v in arms.versions[1:])]
@@ -275,7 +282,7 @@ def from_apart(found: Any, arm: str) -> pd.DataFrame: # found: the WeaknessRepor
     return rows[["slice", "share", "alarm"]].assign(metric=found.metric, arm=arm, better="lower", control=rows["other"], treatment=rows["value"], difference=rows["gap"],
                                                     lower=rows["least"], upper=np.inf, margin=np.nan, verdict=verdict, reason="", **known)
 
-# %% ../../nbs/rollout/slices.ipynb #609d2e80
+# %% ../../nbs/rollout/slices.ipynb #340dd84f
 def _apart_told(found: Any, label: str) -> list[str]: # found: a WeaknessReport, or None
     "Where two models differ most, in sentences"
     if found is None: return []
@@ -299,8 +306,7 @@ def shadow_slices(arms: Arms, at: int, depth: int = 2, min_rows: int = 100) -> S
     import pandas as pd
     parts = [_one_shadow(arms, v, at, depth, min_rows) for v in arms.versions[1:]]
     tables = [t for t, _, _ in parts if t is not None]
-    none = pd.DataFrame(columns=[*Comparison._fields, "slice", "units", "share", "harm", "least", "alarm", "explained"])
-    rows, looked = worst_first(pd.concat(tables)) if tables else none, next((s for _, _, s in parts if s), "looked at no slice")
+    rows, looked = worst_first(pd.concat(tables)) if tables else no_slices(), next((s for _, _, s in parts if s), "looked at no slice")
     return SliceReport(rows, rows["metric"].iloc[0] if len(rows) else "loss", looked, f"the intervals hold for all of them together, read once (alpha = {arms.plan.alpha:g})",
                        more=[m for _, ms, _ in parts for m in ms])
 

@@ -82,7 +82,7 @@ def main() -> int:
         dep = workspace(Path(folder) / "work")
         site(Path(folder) / "site")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(folder) / "site"), os.environ.get("PYTHONPATH")]))}
-        server = subprocess.Popen([str(Path(sys.executable).with_name("mlnb")), "serve", "-w", str(dep.ws.path), "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+        server = subprocess.Popen([str(Path(sys.executable).with_name("mlnb")), "serve", "-w", str(dep.ws.path), "--port", "0", "--tick", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
         try:
             c = http.client.HTTPConnection(json.loads(server.stdout.readline())["url"].removeprefix("http://"), timeout=60)
             rng = np.random.default_rng(1)
