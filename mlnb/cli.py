@@ -156,7 +156,7 @@ def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deplo
     names = [deployment] if deployment else [d.name for d in ws.deployments()]
     def started(server: Any) -> None:
         print(dumps({"url": server.url, "deployments": names}) if as_json else f"{', '.join(names) or 'nothing yet'}: answers at {server.url} (Ctrl-C stops it)", flush=True)
-    run(ws.deployment(deployment) if deployment else ws, host, port, token, started, tick or None)
+    run(ws.deployment(deployment) if deployment else ws, host, port, token, started=started, tick=tick or None)
 
 # %% ../nbs/cli.ipynb #f8f9d982
 @command("score", "mlnb score delays january.parquet scored/january.parquet --id flight --at departs")
