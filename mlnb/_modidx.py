@@ -701,6 +701,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.jupyter.board.told': ('jupyter/board.html#told', 'mlnb/jupyter/board.py'),
                                     'mlnb.jupyter.board.whole': ('jupyter/board.html#whole', 'mlnb/jupyter/board.py')},
             'mlnb.jupyter.decisions': { 'mlnb.jupyter.decisions._second': ('jupyter/decisions.html#_second', 'mlnb/jupyter/decisions.py'),
+                                        'mlnb.jupyter.decisions._tick': ('jupyter/decisions.html#_tick', 'mlnb/jupyter/decisions.py'),
+                                        'mlnb.jupyter.decisions.allow': ('jupyter/decisions.html#allow', 'mlnb/jupyter/decisions.py'),
                                         'mlnb.jupyter.decisions.chosen': ('jupyter/decisions.html#chosen', 'mlnb/jupyter/decisions.py'),
                                         'mlnb.jupyter.decisions.connect': ('jupyter/decisions.html#connect', 'mlnb/jupyter/decisions.py'),
                                         'mlnb.jupyter.decisions.decide': ('jupyter/decisions.html#decide', 'mlnb/jupyter/decisions.py'),

@@ -322,8 +322,8 @@ def page_of(run: Any) -> str: # relative to the workspace
     "Where the page of a report is"
     return f"reports/{Path(run.html).name}"
 
-# %% ../nbs/tour.ipynb #692aae8d
-PLAN = {"canary": [.5], "metrics": [{"name": "log_loss", "margin": .05}], "min_units": 300, "max_days": 7}
+# %% ../nbs/tour.ipynb #f8d21e26
+PLAN = {"canary": [.5], "metrics": [{"name": "log_loss", "margin": .05}], "min_units": 300, "max_days": 10}
 
 def update(dep: Deployment, month: str, seed: int) -> dict[str, Any]: # retrained, promoted, outcome, reason, retrain_page
     "At the beginning of a month: a challenger on what is known, refused by its report or sent on to production"

@@ -633,7 +633,7 @@ def test_each_question_has_its_fields() -> None:
 @pytest.mark.parametrize(("field", "value", "told"), [("baseline", 1.5, "baseline=1.5 is no proportion"), ("traffic", 0., "traffic=0.0 is no traffic"), ("shares", "half", "'half', are no numbers"), ("effect", 0., "effect=0 can never be found"), ("shares", "1", "must be two or more")])
 def test_what_cannot_be_planned_is_a_sentence(field: str, value: object, told: str) -> None:
     panel = panels.plan()
-    setattr(getattr(panel.ui, field), "value", value)
+    getattr(panel.ui, field).value = value
     panel.later.join()
     assert told in said(panel) and panel.report is None and panel.ui.figure.value == "" and panel.ui.body.layout.display != "none"
 

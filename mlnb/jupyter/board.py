@@ -125,7 +125,7 @@ def chooser(views: Iterable[str]) -> DOMWidget:
     import ipywidgets as w
     return w.ToggleButtons(options=list(views), style={"button_width": "initial"}, layout=w.Layout(width="auto", display="" if views else "none"))
 
-# %% ../../nbs/jupyter/board.ipynb #11ec1341
+# %% ../../nbs/jupyter/board.ipynb #3dc6a031
 def controls(report: str, views: Iterable[str] = ()) -> SimpleNamespace:
     "The widgets that every panel has"
     import ipywidgets as w
@@ -133,7 +133,8 @@ def controls(report: str, views: Iterable[str] = ()) -> SimpleNamespace:
     progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width="200px", display="none"))
     body = w.HBox(layout=w.Layout(display="none", flex_flow="row wrap", width="100%"))
     body.add_class("mlnb-body")
-    return SimpleNamespace(refresh=refresh, run=run_button(report), view=view, choices=[view], head=w.HTML(), notice=w.HTML(), progress=progress, result=w.HTML(), body=body, whole=w.HTML(layout=w.Layout(width="100%")))
+    said = {"head": w.HTML(), "notice": w.HTML(), "result": w.HTML(), "whole": w.HTML(layout=w.Layout(width="100%"))}
+    return SimpleNamespace(refresh=refresh, run=run_button(report), view=view, choices=[view], progress=progress, body=body, **said)
 
 # %% ../../nbs/jupyter/board.ipynb #6b00d858
 def arrange(ui: SimpleNamespace, first: Iterable[DOMWidget] = (), below: Iterable[DOMWidget] = (), more: Iterable[DOMWidget] = ()) -> DOMWidget:
@@ -332,24 +333,22 @@ def _show(panel: Board, run: ReportRun, about: str) -> None: # in words
                              f'<details style="margin-top:4px"><summary style="cursor:pointer">Show it here</summary><iframe sandbox title="{panel.title} report" srcdoc="{page}" '
                              'style="width:100%;height:560px;border:1px solid rgba(128,128,128,.35);border-radius:6px;margin-top:6px;background:#fff"></iframe></details></div>')
 
-# %% ../../nbs/jupyter/board.ipynb #72bc4cb0
-def _fill(panel: Board, done: threading.Event, expected: float, buttons: Iterable[Any]) -> None: # expected: seconds
+# %% ../../nbs/jupyter/board.ipynb #08fe31af
+def _fill(panel: Board, done: threading.Event, expected: float) -> None: # expected: seconds
     "Move the bar until the work is done"
-    bar, start = panel.ui.progress, time.monotonic()
-    while not done.wait(.3): bar.value = min(.97, (time.monotonic() - start) / expected)
-    for b in buttons: b.disabled = False
-    bar.value, bar.layout.display = 1., "none"
+    ui, start = panel.ui, time.monotonic()
+    while not done.wait(.3): ui.progress.value = min(.97, (time.monotonic() - start) / expected)
+    ui.run.disabled, ui.progress.value, ui.progress.layout.display = False, 1., "none"
 
-def beside(panel: Board, work: Callable[[], None], expected: float = 10., buttons: Iterable[Any] | None = None) -> None: # expected: seconds; buttons: that of the report by default
+def beside(panel: Board, work: Callable[[], None], expected: float = 10.) -> None: # expected: seconds
     "Do something that takes long, beside the panel"
     if panel.job and panel.job.is_alive(): return
-    grey, done = [panel.ui.run] if buttons is None else list(buttons), threading.Event()
-    for b in grey: b.disabled = True
-    panel.ui.result.value, panel.ui.progress.value, panel.ui.progress.layout.display = "", 0., ""
+    ui, done = panel.ui, threading.Event()
+    ui.run.disabled, ui.result.value, ui.progress.value, ui.progress.layout.display = True, "", 0., ""
     def all_of_it() -> None:
         try: told(panel, work)
         finally: done.set()
-    panel.job = threading.Thread(target=lambda: _fill(panel, done, expected, grey), daemon=True)
+    panel.job = threading.Thread(target=lambda: _fill(panel, done, expected), daemon=True)
     for thread in (threading.Thread(target=all_of_it, daemon=True), panel.job): thread.start()
 
 # %% ../../nbs/jupyter/board.ipynb #8a248c04

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FINAL', 'PATIENCE', 'possible', 'deciders', 'decide_box', 'chosen', 'show_decisions', 'press', 'disarm', 'decide',
-           'would', 'tick_now', 'connect']
+           'would', 'allow', 'tick_now', 'connect']
 
 # %% ../../nbs/jupyter/decisions.ipynb #984d201a
 def possible(rollout: Rollout) -> list[str]: # of ACTIONS
@@ -32,11 +32,11 @@ def possible(rollout: Rollout) -> list[str]: # of ACTIONS
         out.append(action)
     return out
 
-# %% ../../nbs/jupyter/decisions.ipynb #3a09db73
+# %% ../../nbs/jupyter/decisions.ipynb #a1f89a5c
 def deciders() -> dict[str, Any]: # name -> widget
     "A text for the reason, and the buttons"
     import ipywidgets as w
-    def button(text: str, icon: str, width: str = "116px", style: str = "") -> Any: return w.Button(description=text, icon=icon, button_style=style, layout=w.Layout(width=width))
+    def button(text: str, icon: str, width: str = "116px") -> Any: return w.Button(description=text, icon=icon, layout=w.Layout(width=width))
     reason = w.Text(placeholder="Why? A decision needs a reason, in a sentence", layout=w.Layout(flex="1 1 320px", width="auto", min_width="220px"))
     challenger = w.Dropdown(options=[("", 0)], description="Challenger", style={"description_width": "initial"}, layout=w.Layout(width="220px", display="none"))
     return {"reason": reason, "challenger": challenger, "hold": button("Hold", "pause"), "next": button("Next step", "step-forward", "130px"),
@@ -46,12 +46,13 @@ def decide_box(ui: SimpleNamespace) -> DOMWidget: # ui gets the widgets
     "The box in which decisions are made"
     import ipywidgets as w
     vars(ui).update(deciders())
-    box = w.VBox([w.HTML(heading("Decide")), actions(ui.reason, ui.challenger), actions(ui.hold, ui.next, ui.promote, ui.rollback, ui.cancel)], layout=w.Layout(overflow="visible"))
+    lines = [w.HTML(heading("Decide")), actions(ui.reason, ui.challenger), actions(ui.hold, ui.next, ui.promote, ui.rollback, ui.cancel)]
+    box = w.VBox(lines, layout=w.Layout(overflow="visible"))
     box.add_class("mlnb-decide")
     ui.decide = box
     return box
 
-# %% ../../nbs/jupyter/decisions.ipynb #4a5d7d9f
+# %% ../../nbs/jupyter/decisions.ipynb #0536bd40
 def _second(panel: Any, action: str) -> str:
     "What the button says that confirms"
     return f"Yes, promote {chosen(panel).label}" if action == "promote" else "Yes, roll back"
@@ -67,9 +68,10 @@ def show_decisions(panel: Any) -> None:
     resume, upcoming = "resume" in can, rollout.stages[min(state.stage + (state.name != "draft"), len(rollout.stages) - 1)].name
     told_now = {"hold": "Resume" if resume else "Hold", "next": "Begin" if state.name == "draft" else "Next step", "promote": "Promote", "rollback": "Roll back"}
     on = {"hold": "hold" in can or resume, **{a: a in can for a in ("next", "promote", "rollback")}}
-    values: dict[str, dict[str, Any]] = {k: {"description": _second(panel, k) if armed == k else told_now[k], "disabled": not on[k] or armed not in ("", k)} for k in told_now}
+    values: dict[str, dict[str, Any]] = {k: {"description": _second(panel, k) if armed == k else text, "disabled": not on[k] or armed not in ("", k)} for k, text in told_now.items()}
     values["promote"]["button_style"], values["rollback"]["button_style"] = "success" * (armed == "promote"), "danger" * (armed == "rollback")
-    values["hold"]["icon"], values["next"]["tooltip"] = "play" if resume else "pause", f"go on to {upcoming}" if on["next"] else "this is the last stage" if state.active else "the rollout is over"
+    values["hold"]["icon"] = "play" if resume else "pause"
+    values["next"]["tooltip"] = f"go on to {upcoming}" if on["next"] else "this is the last stage" if state.active else "the rollout is over"
     kept = ui.challenger.value if ui.challenger.value in [n for _, n in names] else names[0][1]
     put(panel, **values, challenger={"options": names, "value": kept, "disabled": armed != ""}, reason={"disabled": not state.active})
     ui.challenger.layout.display, ui.cancel.layout.display = "" if len(names) > 1 and state.active else "none", "" if armed else "none"
@@ -112,26 +114,38 @@ def decide(panel: Any, action: str) -> None: # raises ParameterError
     refresh(panel)
     ui.notice.value = notice(f"Done: the rollout is {rollout.where}.")
 
-# %% ../../nbs/jupyter/decisions.ipynb #b572a149
+# %% ../../nbs/jupyter/decisions.ipynb #3a6a9553
 def would(found: Any, rollout: Rollout) -> str: # found: a Tick
     "What a tick would do, in a sentence"
     if found.move: return f"A tick would move it from {said(found.before, rollout.stages)} to {said(found.move.state, rollout.stages)}: {found.move.reason}."
-    if found.evidence is None: return "A tick would do nothing: " + ("the rollout has not begun." if found.before.name == "draft" else f"the rollout is over ({found.before.name}).")
+    over = "the rollout has not begun" if found.before.name == "draft" else f"the rollout is over ({found.before.name})"
+    if found.evidence is None: return f"A tick would do nothing: {over}."
     missing = waiting_for(rollout.plan, found.evidence) if found.before.name != "paused" else ["a person decides whether it goes on"]
     return f"A tick would leave it in {said(found.before, rollout.stages)}" + (f": {'; '.join(missing)}." if missing else ".")
 
-# %% ../../nbs/jupyter/decisions.ipynb #803a7b0c
+# %% ../../nbs/jupyter/decisions.ipynb #40cef0ed
+def allow(panel: Any, busy: bool = False) -> None:
+    "Let those buttons be pressed that have something to do"
+    state = panel.rollout.state
+    idle = busy or not state.active or state.name == "draft"
+    put(panel, evaluate={"disabled": idle}, tick={"disabled": idle})
+
 def tick_now(panel: Any) -> None:
     "Evaluate, move if the evidence says so, and keep the report of it"
-    def work() -> None:
-        from mlnb.jupyter.rollouts import tick
+    if panel.job and panel.job.is_alive(): return
+    allow(panel, busy=True)
+    beside(panel, lambda: _tick(panel))
+
+def _tick(panel: Any) -> None:
+    "Tick, and tell what came of it"
+    from mlnb.jupyter.rollouts import tick
+    try:
         found = tick(panel.dep, panel.moment, actor="panel")
-        with AT_WORK: refresh(panel)
-        page = f" The report is kept: {found.report.html}" if found.report else ""
-        text = f"It moved to {found.where}." if found.moved is not None else f"It stays in {found.where}."
-        panel.ui.notice.value = notice(" ".join([text + page, *found.trouble]), bad=bool(found.trouble))
-    ui = panel.ui
-    beside(panel, work, buttons=[ui.run, ui.evaluate, ui.tick])
+        refresh(panel)
+    finally: allow(panel)
+    page = f" The report is kept: {found.report.html}" if found.report else ""
+    text = f"It moved to {found.where}." if found.moved is not None else f"It stays in {found.where}."
+    panel.ui.notice.value = notice(" ".join([text + page, *found.trouble]), bad=bool(found.trouble))
 
 # %% ../../nbs/jupyter/decisions.ipynb #e859c44f
 def connect(panel: Any) -> None:

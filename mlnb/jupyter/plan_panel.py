@@ -57,10 +57,11 @@ class Later:
         "Wait until nothing is wished for"
         if (thread := self.thread) is not None: thread.join(seconds)
 
-# %% ../../nbs/jupyter/plan_panel.ipynb #881ef480
+# %% ../../nbs/jupyter/plan_panel.ipynb #6357934e
 QUESTIONS = ("How long for an effect?", "What is found in so many days?", "How long to show no harm?")
 KINDS = ("proportion", "mean", "ratio")
-USUAL = {"proportion": {"baseline": .1, "effect": .01, "margin": .01}, "mean": {"baseline": 10., "effect": .5, "margin": .5}, "ratio": {"baseline": 1., "effect": .02, "margin": .02}}
+USUAL = {"proportion": {"baseline": .1, "effect": .01, "margin": .01}, "mean": {"baseline": 10., "effect": .5, "margin": .5},
+         "ratio": {"baseline": 1., "effect": .02, "margin": .02}}
 SIDES = {"either way": "two-sided", "an increase": "greater", "a decrease": "less"}
 BETTER = {"higher is better": "greater", "lower is better": "less"}
 
@@ -70,34 +71,40 @@ def form() -> SimpleNamespace:
     near: Any = {"style": {"description_width": "134px"}, "layout": {"width": "100%", "max_width": "290px"}}
     def number(text: str, value: float, step: float) -> Any: return w.FloatText(value=value, step=step, description=text, continuous_update=True, **near)
     def choice(text: str, options: Any) -> Any: return w.Dropdown(options=options, description=text, **near)
-    return SimpleNamespace(question=chooser(QUESTIONS), kind=choice("Metric, a", KINDS), baseline=number("Value of the control", .1, .01), spread=number("Spread of a unit", 5., .5),
-                           effect=number("Effect worth finding", .01, .001), margin=number("Tolerated harm", .01, .001), relative=w.Checkbox(value=False, description="in % of the control", indent=True, **near),
-                           side=choice("Look for", list(SIDES.items())), better=choice("Which way", list(BETTER.items())), days=number("Days available", 14., 1.), traffic=number("Units a day", 2000., 100.),
-                           shares=w.Text(value="1 : 1", description="Shares of the arms", continuous_update=True, **near), alpha=number("Alpha", .05, .01), power=number("Power", .8, .05),
+    return SimpleNamespace(question=chooser(QUESTIONS), kind=choice("Metric, a", KINDS),
+                           baseline=number("Value of the control", .1, .01), spread=number("Spread of a unit", 5., .5),
+                           effect=number("Effect worth finding", .01, .001), margin=number("Tolerated harm", .01, .001),
+                           relative=w.Checkbox(value=False, description="in % of the control", indent=True, **near),
+                           side=choice("Look for", list(SIDES.items())), better=choice("Which way", list(BETTER.items())),
+                           days=number("Days available", 14., 1.), traffic=number("Units a day", 2000., 100.),
+                           shares=w.Text(value="1 : 1", description="Shares of the arms", continuous_update=True, **near),
+                           alpha=number("Alpha", .05, .01), power=number("Power", .8, .05),
                            looks=w.BoundedIntText(value=5, min=1, max=100, description="Planned looks", continuous_update=True, **near))
 
-# %% ../../nbs/jupyter/plan_panel.ipynb #73939b7c
+# %% ../../nbs/jupyter/plan_panel.ipynb #ca46d317
 def fitting(ui: SimpleNamespace) -> list[str]: # names of fields
     "The fields that the question does not need"
     which, kind = QUESTIONS.index(ui.question.value), ui.kind.value
-    return [n for n, needed in {"spread": kind != "proportion", "effect": which == 0, "margin": which == 2, "relative": which != 1, "side": which != 2, "better": which == 2, "days": which == 1}.items() if not needed]
+    needed = {"spread": kind != "proportion", "effect": which == 0, "margin": which == 2, "relative": which != 1, "side": which != 2, "better": which == 2, "days": which == 1}
+    return [n for n, it_is in needed.items() if not it_is]
 
 def read_shares(text: str) -> tuple[float, ...]: # raises ParameterError
     "Numbers that people write as 1 : 1 or 90, 10"
     try: return tuple(float(x) for x in text.replace(":", " ").replace(",", " ").replace("/", " ").split())
-    except ValueError as e: raise ParameterError(f"the shares of the arms, {text!r}, are no numbers; give one for each arm, the control first, such as 1 : 1 or 90 : 10") from e
+    except ValueError as e:
+        raise ParameterError(f"the shares of the arms, {text!r}, are no numbers; give one for each arm, the control first, such as 1 : 1 or 90 : 10") from e
 
 def question(ui: SimpleNamespace) -> dict[str, Any]: # raises ParameterError
     "What the form asks, as `plan_experiment` takes it"
     which, scale = QUESTIONS.index(ui.question.value), .01 if ui.relative.value else 1.
-    given: dict[str, Any] = {"metric": ui.kind.value, "baseline": ui.baseline.value, "traffic": ui.traffic.value, "weights": read_shares(ui.shares.value), "alpha": ui.alpha.value, "power": ui.power.value, "looks": ui.looks.value}
+    given: dict[str, Any] = {"metric": ui.kind.value, "weights": read_shares(ui.shares.value), **{n: getattr(ui, n).value for n in ("baseline", "traffic", "alpha", "power", "looks")}}
     if ui.kind.value != "proportion": given["variance"] = ui.spread.value ** 2
     if which == 1: return {**given, "days": ui.days.value, "alternative": ui.side.value}
     if which == 2: return {**given, "margin": ui.margin.value * scale, "alternative": ui.better.value, "relative": ui.relative.value}
     sign = -1 if ui.side.value == "less" and ui.effect.value > 0 else 1
     return {**given, "effect": sign * ui.effect.value * scale, "alternative": ui.side.value, "relative": ui.relative.value}
 
-# %% ../../nbs/jupyter/plan_panel.ipynb #9a7d02c1
+# %% ../../nbs/jupyter/plan_panel.ipynb #be621bf8
 def way_table(report: PlannerReport) -> pd.DataFrame:
     "The ways to look, as people read them"
     import pandas as pd
@@ -110,7 +117,8 @@ def plan_facts(report: PlannerReport) -> list[str]:
     "What was asked"
     d = report.design
     spread = [] if d.variance is None else [f"spread {d.variance ** .5:g}"]
-    return [f"{d.metric}, {d.baseline:g} in the control", *spread, f"{d.traffic:,g} units a day", f"arms {' : '.join(f'{w:g}' for w in d.weights)}", f"alpha {d.alpha:g}", f"power {d.power:.0%}"]
+    arms = f"arms {' : '.join(f'{w:g}' for w in d.weights)}"
+    return [f"{d.metric}, {d.baseline:g} in the control", *spread, f"{d.traffic:,g} units a day", arms, f"alpha {d.alpha:g}", f"power {d.power:.0%}"]
 
 # %% ../../nbs/jupyter/plan_panel.ipynb #ee625de9
 class PlanPanel(Live):

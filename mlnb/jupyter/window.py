@@ -68,13 +68,14 @@ def reach(log: Span | None,        # None if nothing is logged
     end = log.last if until is None else clock.timestamp(clock.micros(until, "until"))
     return max(log.first.floor("D"), (end - FAR * offset_of(chunk)).floor("D"))
 
-# %% ../../nbs/jupyter/window.ipynb #921afa7b
+# %% ../../nbs/jupyter/window.ipynb #d580b71c
 def add_window(ui: SimpleNamespace) -> SimpleNamespace: # the same
     "Add the widgets that choose a window"
     import ipywidgets as w
     close = {"description_width": "initial"}
     ui.window = w.Dropdown(description="Window", style=close, layout=w.Layout(width="240px"))
-    ui.range = w.SelectionRangeSlider(options=[("", "")], index=(0, 0), description="Days", continuous_update=False, style=close, layout=w.Layout(width="100%", max_width="720px", display="none"))
+    slider = w.Layout(width="100%", max_width="720px", display="none")
+    ui.range = w.SelectionRangeSlider(options=[("", "")], index=(0, 0), description="Days", continuous_update=False, style=close, layout=slider)
     ui.chunk = w.Dropdown(options=list(CHUNKS.items()), value="7D", description="by", style=close, layout=w.Layout(width="120px"))
     ui.choices += [ui.window, ui.range, ui.chunk]
     return ui

@@ -103,7 +103,7 @@ class Review(Result):
                          "move": None if move is None else {"state": move.state.name, "reason": move.reason}, "moves": self.audit.to_dict("records")})
     def plot(self) -> Figure: return plot_course(self.looks)
 
-# %% ../../nbs/rollout/review.ipynb #32fc9d6a
+# %% ../../nbs/rollout/review.ipynb #3b22baa5
 def _counts(arms: Arms, e: Evidence) -> str:
     "How much traffic there was"
     if arms.stage.kind == "shadow": return "; ".join(f"{v}: {lag.answered:,} of {lag.asked:,} questions answered" + (f", {lag.dropped:,} dropped" if lag.dropped else "") + (f", {lag.waiting:,} waiting" if lag.waiting else "") for v, lag in e.lags.items())
@@ -117,6 +117,7 @@ def _odd(e: Evidence) -> list[str]:
     if e.early: out.append(f"{e.early:,} outcomes happened before the exposure that they should follow, and do not count")
     return out + [f"{c}: {n:,} {'have no label yet' if c in ('log_loss', 'accuracy', 'brier', 'mae', 'mse') else 'units are still within their window'}" for c, n in e.waiting.items() if n]
 
+# %% ../../nbs/rollout/review.ipynb #0be49751
 def _story(rollout: Rollout, arms: Arms, found: Tick, e: Evidence, last: str) -> list[str]:
     "The review in sentences"
     if found.move: head = [f"the next tick will move it to {said(found.move.state, rollout.stages)}: {found.move.reason}"]

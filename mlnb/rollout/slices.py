@@ -135,7 +135,7 @@ def _told(r: Any, several: bool) -> str: # r: a row
     text = f"{where}: {what}: {values}{r.difference:+.3g} [{r.lower:+.3g}, {r.upper:+.3g}] ({size})"
     return text.replace("+inf", "∞").replace("-inf", "−∞") + (f", explained by {r.explained}" if r.explained else "")
 
-# %% ../../nbs/rollout/slices.ipynb #a19a4343
+# %% ../../nbs/rollout/slices.ipynb #89c7cad4
 def _near(rows: pd.DataFrame, several: bool, apart: bool) -> str: # all but the whole
     "What to say when there is no alarm"
     if not len(rows): return "no slice has enough rows yet"
@@ -148,7 +148,8 @@ def _reasons(r: SliceReport) -> list[str]:
     worse, better = rows[rows["alarm"].to_numpy(bool)], rows[(rows["verdict"] == "better").to_numpy()].sort_values("harm", kind="stable")
     told = [_told(x, several) for x in worse.head(4).itertuples()] + [f"and {len(worse) - 4} more slice{'s' * (len(worse) > 5)}"] * (len(worse) > 4)
     searched = [f"{r.looked}; {r.how}"] if len(rows) else []
-    return [*(told or [_near(rows, several, r.apart)]), *[_told(x, several) for x in better.head(2).itertuples()], *r.more, *list(r.left.values())[:3], *searched]
+    whole = [_told(x, several) for x in r.rows[(r.rows["slice"] == "all rows").to_numpy()].itertuples() if x.verdict in ("better", "worse") and not r.apart]
+    return [*whole, *(told or [_near(rows, several, r.apart)]), *[_told(x, several) for x in better.head(2).itertuples()], *r.more, *list(r.left.values())[:3], *searched]
 
 # %% ../../nbs/rollout/slices.ipynb #89fc17eb
 PALE = SHADES["explained by another"]
