@@ -142,7 +142,7 @@ def read_token(path: Path | None,  # a file that holds the token
     if not token: raise ParameterError(f"{path} is empty; put the token into it, for example: python -c 'import secrets; print(secrets.token_urlsafe())' > {path}")
     return token
 
-# %% ../nbs/cli.ipynb #4402c20f
+# %% ../nbs/cli.ipynb #4c211f44
 @command("serve", "MLNB_TOKEN=... mlnb serve --host 0.0.0.0 --port 8000")
 def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deployment; all by default.")] = None,
           host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = "127.0.0.1",
