@@ -243,7 +243,7 @@ def test_register_then_promote(mlnb, folder: Path) -> None:
 def test_tour_shows_what_the_library_returns(mlnb, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlnb.tour import TourResult
     month = {"month": "2013-03", "n": 100, "labelled": 90, "rate": .2, "auc_champion": .7, "auc_first": .7, "champion": "delays v1", "drifted": ["temp"],
-             "retrained": False, "promoted": False, "reason": "none yet"}
+             "retrained": False, "promoted": False, "outcome": "–", "reason": "none yet"}
     asked: dict[str, Any] = {}
     def live(where: Any, **kw: Any) -> TourResult:
         asked.update(kw, where=where)
