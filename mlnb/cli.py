@@ -142,7 +142,7 @@ def read_token(path: Path | None,  # a file that holds the token
     if not token: raise ParameterError(f"{path} is empty; put the token into it, for example: python -c 'import secrets; print(secrets.token_urlsafe())' > {path}")
     return token
 
-# %% ../nbs/cli.ipynb #80fe641d
+# %% ../nbs/cli.ipynb #4c211f44
 @command("serve", "MLNB_TOKEN=... mlnb serve --host 0.0.0.0 --port 8000")
 def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deployment; all by default.")] = None,
           host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = "127.0.0.1",
@@ -156,7 +156,7 @@ def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deplo
     names = [deployment] if deployment else [d.name for d in ws.deployments()]
     def started(server: Any) -> None:
         print(dumps({"url": server.url, "deployments": names}) if as_json else f"{', '.join(names) or 'nothing yet'}: answers at {server.url} (Ctrl-C stops it)", flush=True)
-    run(ws.deployment(deployment) if deployment else ws, host, port, token, tick or None, started)
+    run(ws.deployment(deployment) if deployment else ws, host, port, token, started=started, tick=tick or None)
 
 # %% ../nbs/cli.ipynb #f8f9d982
 @command("score", "mlnb score delays january.parquet scored/january.parquet --id flight --at departs")

@@ -123,13 +123,13 @@ def days_of(rows: pd.DataFrame) -> Iterator[tuple[pd.Timestamp, pd.DataFrame]]: 
     import pandas as pd
     for day, part in rows.groupby(rows["at"].dt.floor("D")): yield day + pd.Timedelta("1D"), part  # type: ignore[operator]
 
-# %% ../nbs/tour.ipynb #13d58030
+# %% ../nbs/tour.ipynb #140e1b14
 class Tried(NamedTuple):
     "What became of a challenger in production"
     state: str                     # promoted, rolled back, ...; "" if there was none
     until: pd.Timestamp | None     # when it was over
     reason: str
-    moves: list[tuple[str, int]]   # report about each move, and its number
+    moves: list[tuple[str, int, int]] # report about each move, key of the rollout, number of the move
 
 def attempt(dep: Deployment, client: Client, asked: pd.DataFrame, rest: pd.DataFrame) -> Tried:
     "Days with a rollout, until it is over or the month is"
@@ -143,7 +143,7 @@ def attempt(dep: Deployment, client: Client, asked: pd.DataFrame, rest: pd.DataF
         if len(now): feedback(dep, now)
         known = known.drop(now.index)
         caught_up(dep)
-        if (found := dep.tick(midnight, mirror=False, report=False)).moved is not None: moved.append(({"ab": "abtest"}.get(found.found.before.name, found.found.before.name), found.moved))
+        if (found := dep.tick(midnight, mirror=False, report=False)).moved is not None: moved.append((rollout.stages[found.found.before.stage].kind, rollout.id, found.moved))
         if not rollout.state.active: break
     if rollout.state.active: rollout.rollback("the month is over, and nothing is certain", at=midnight, actor="tour")
     late = known[known["id"].isin(rest["id"][rest["at"] < midnight])]
@@ -322,8 +322,8 @@ def page_of(run: Any) -> str: # relative to the workspace
     "Where the page of a report is"
     return f"reports/{Path(run.html).name}"
 
-# %% ../nbs/tour.ipynb #692aae8d
-PLAN = {"canary": [.5], "metrics": [{"name": "log_loss", "margin": .05}], "min_units": 300, "max_days": 7}
+# %% ../nbs/tour.ipynb #f8d21e26
+PLAN = {"canary": [.5], "metrics": [{"name": "log_loss", "margin": .05}], "min_units": 300, "max_days": 10}
 
 def update(dep: Deployment, month: str, seed: int) -> dict[str, Any]: # retrained, promoted, outcome, reason, retrain_page
     "At the beginning of a month: a challenger on what is known, refused by its report or sent on to production"
@@ -334,11 +334,10 @@ def update(dep: Deployment, month: str, seed: int) -> dict[str, Any]: # retraine
     if wanted["action"] == "promote": dep.rollout(wanted["version"], PLAN, at=start, reason=wanted["reason"], salt=f"{month} {seed}")
     return {"retrained": True, "promoted": False, "outcome": "refused", "reason": wanted["reason"], "retrain_page": page_of(run)}
 
-# %% ../nbs/tour.ipynb #06a07786
-def documented(dep: Deployment, moves: list[tuple[str, int]]) -> dict[str, Any]: # pages
-    "The reports about the moves of the latest rollout"
-    from mlnb.rollout.release import latest
-    return {"pages": [page_of(dep.ws.run(name, deployment=dep.name, rollout=latest(dep).id, move=move, progress=False)) for name, move in moves]}
+# %% ../nbs/tour.ipynb #67e4d62d
+def documented(dep: Deployment, moves: list[tuple[str, int, int]]) -> dict[str, Any]: # pages
+    "The reports about the moves of a rollout"
+    return {"pages": [page_of(dep.ws.run(name, deployment=dep.name, rollout=key, move=move, progress=False)) for name, key, move in moves]}
 
 def outcome(decided: dict[str, Any], tried: Tried) -> dict[str, Any]:
     "What became of the challenger of a month"

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 import mlnb
+from mlnb.core import store as st
+from mlnb.core.exposures import read_exposed, read_shadowed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-KEYS = {"month", "n", "labelled", "auc_champion", "auc_first", "drifted", "retrained", "promoted", "reason"}
+KEYS = {"month", "n", "labelled", "auc_champion", "auc_first", "drifted", "retrained", "promoted", "outcome", "reason"}
 # trained on January and February, and retrained every month on all before it: measured independently of this package
 FIRST = {"2013-03": 0.711, "2013-04": 0.637, "2013-07": 0.694, "2013-09": 0.654}
 RETRAINED = {"2013-07": 0.756, "2013-09": 0.715}
@@ -73,6 +75,7 @@ def test_the_months_are_those_of_the_year(tours):
         assert 24_000 < m["n"] < 30_000 and 0.9 < m["labelled"] / m["n"] < 1
         assert m["retrained"] == (m["month"] >= "2013-04") and m["reason"]
         assert m["retrained"] or not m["promoted"]
+        assert (m["outcome"] == "promoted") == m["promoted"] and (m["outcome"] == "–") == (not m["retrained"])
 
 
 def test_drift_is_that_of_the_season(tours):
@@ -126,7 +129,11 @@ def test_every_report_is_there_and_executed(tours):
     page = Links()
     page.feed((work / "index.html").read_text(encoding="utf-8"))
     local = {link for link in page.found if not link.startswith("data:")}
-    assert local == set(said["reports"]) and len(said["reports"]) == 10 + 9 + 1
+    ws = mlnb.open(work, read_only=True)
+    moves = [m for r in ws.rows(st.ROLLOUTS.select()) for m in ws.rows(st.MOVES.select().where(st.MOVES.c.rollout_id == r.id)) if m.evidence]
+    names = ws.reports()["name"].value_counts()
+    assert names["drift"] == 10 and names["retrain"] == 9 and names["evaluate"] == 1 and names[["shadow", "canary"]].sum() == len(moves)
+    assert local == set(said["reports"]) and len(said["reports"]) == names.sum()
     for link in local:
         html = (work / link).read_text(encoding="utf-8")
         assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", html), link
@@ -140,7 +147,7 @@ def test_what_the_workspace_remembers(tours):
     ws = mlnb.open(folder / said["workspace"], read_only=True)
     dep = ws.deployment("delays")
     for m in said["months"]:
-        assert m["champion"] == dep.at(m["month"] + "-15").label
+        assert m["champion"] == dep.at(m["month"] + "-28").label
     decisions = dep.decisions()
     assert (decisions["action"] == "promote").sum() == sum(m["promoted"] for m in said["months"])
     assert len(decisions) == sum(m["retrained"] for m in said["months"])
@@ -149,6 +156,22 @@ def test_what_the_workspace_remembers(tours):
     summary = dep.feedback_summary()
     assert summary["unknown"] == summary["repeated"] == 0
     assert counts.sum() - summary["labelled"] > 5000, "cancelled and diverted flights never get a label"
+
+
+def test_challengers_go_through_shadow_and_canary(tours):
+    "Who answers with a new version was asked in the shadow, and then for half of the flights, with as many for the control"
+    [folder, _], [(said, _), _] = tours
+    ws = mlnb.open(folder / said["workspace"], read_only=True)
+    dep, tried = ws.deployment("delays"), ws.rows(st.ROLLOUTS.select())
+    assert len(tried) == sum(m["outcome"] not in ("–", "refused") for m in said["months"]) >= 3
+    for r in tried:
+        states = [m.state for m in ws.rows(st.MOVES.select().where(st.MOVES.c.rollout_id == r.id).order_by(st.MOVES.c.number))]
+        assert states[:3] == ["draft", "shadow", "canary"] and states[-1] in ("promoted", "rolled back", "expired"), states
+        seen = read_exposed(dep, r.id, [1])
+        assert len(seen) > 1000 and abs((seen["arm"] == 1).mean() - .5) < 4 * .5 / len(seen) ** .5
+        assert (seen["version"] == seen["arm"].map(dict(enumerate(ws.rows(st.VERSIONS.select().where(st.VERSIONS.c.id == i))[0].number for i in json.loads(r.versions))))).all()
+        asked, answered = read_shadowed(dep, r.id, ws.rows(st.VERSIONS.select().where(st.VERSIONS.c.id == json.loads(r.versions)[1]))[0].number)
+        assert len(asked) > 500 and answered["error"].isna().all(), "the server asked the challenger everything beside its own answers"
 
 
 def test_a_folder_that_is_taken_is_refused(tours):

@@ -74,12 +74,13 @@ def criterion_words(c: Criterion) -> str:
     what = {"model": "from the labels", "operation": "from the answers themselves", "outcome": f"what happens to a unit within {c.window} of its exposure"}[c.kind]
     return f"{c.name} ({what}): {c.better} is better, {tolerated}."
 
-# %% ../../nbs/jupyter/telling.ipynb #608f7d74
+# %% ../../nbs/jupyter/telling.ipynb #badda202
 def plan_words(rollout: Rollout) -> Lines:
     "What was agreed on before it began"
     plan = rollout.plan
     return Lines([f"The stages are {', '.join(s.name for s in rollout.stages)}.",
                   *(f"{'Metric' if c in plan.metrics else 'Guardrail'} {criterion_words(c)}" for c in plan.criteria),
+                  *(["The steps of the canary tolerate the same damage: a tenth of the traffic ten times as much as the last step, which has to prove what is tolerated itself."] if len(plan.canary) > 1 else []),
                   f"A stage needs at least {plan.min_units:,} units in each arm. A challenger that is as good as the champion is rolled back with a probability of at most {plan.alpha:.0%} over the whole rollout, however often one looks.",
                   f"A stage that is not decided within {plan.max_days:g} days pauses for a person, and expires after as long again."])
 

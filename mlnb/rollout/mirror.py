@@ -117,7 +117,7 @@ def _together(task: Task, frame: pd.DataFrame, ids: list[str]) -> bool: # False:
     log_shadows(task.dep, task.rollout, task.version, ids, said, [None] * len(ids))
     return True
 
-# %% ../../nbs/rollout/mirror.ipynb #a4f56e56
+# %% ../../nbs/rollout/mirror.ipynb #935a8e66
 def ask(task: Task, frame: pd.DataFrame, ids: list[str], tell: Any = lambda i, n: None, singly: bool = False, # tell(first, rows) before each question
         rest: float = 0.) -> None: # so many times as long as a question took, nothing is asked
     "Ask a challenger some questions, and keep what it says"
@@ -125,16 +125,18 @@ def ask(task: Task, frame: pd.DataFrame, ids: list[str], tell: Any = lambda i, n
         start = time.perf_counter()
         try: return work(*args)
         finally: time.sleep(rest * (time.perf_counter() - start))
-    if not singly and len(ids) > SINGLY:
-        tell(SINGLY, len(ids) - SINGLY)
-        singly = not asked(_together, task, frame.iloc[SINGLY:].reset_index(drop=True), ids[SINGLY:])
-    one_by_one = ids if singly else ids[:SINGLY]
-    for start in range(0, len(one_by_one), 20):
-        heard = []
-        for i, id in enumerate(one_by_one[start:start + 20], start):
-            tell(i, 1)
-            heard.append(asked(_one, task, frame.iloc[i:i + 1].reset_index(drop=True), id))
-        _keep(task, heard)
+    def one_by_one(begin: int, end: int) -> None:
+        for start in range(begin, end, 20):
+            heard = []
+            for i in range(start, min(start + 20, end)):
+                tell(i, 1)
+                heard.append(asked(_one, task, frame.iloc[i:i + 1].reset_index(drop=True), ids[i]))
+            _keep(task, heard)
+    first = len(ids) if singly else min(SINGLY, len(ids))
+    one_by_one(0, first)
+    if first == len(ids): return
+    tell(first, len(ids) - first)
+    if not asked(_together, task, frame.iloc[first:].reset_index(drop=True), ids[first:]): one_by_one(first, len(ids))
 
 def _keep(task: Task, heard: list[Heard]) -> None:
     "Write down answers, and failures by their reason"
@@ -144,7 +146,7 @@ def _keep(task: Task, heard: list[Heard]) -> None:
         said = None if why else pd.concat([h.said for h in mine if h.said is not None], ignore_index=True)
         log_shadows(task.dep, task.rollout, task.version, [h.id for h in mine], said, [h.ms for h in mine], why)
 
-# %% ../../nbs/rollout/mirror.ipynb #935d734a
+# %% ../../nbs/rollout/mirror.ipynb #bb2d9b8a
 MEMORY = 2 * 2**30  # bytes that the process of a challenger may take
 
 def _modest(memory: int) -> None: # bytes
@@ -155,6 +157,7 @@ def _modest(memory: int) -> None: # bytes
         import resource
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
+# %% ../../nbs/rollout/mirror.ipynb #6fed6de0
 def _gone() -> bool:
     "Was standard input closed?"
     import select
@@ -195,7 +198,7 @@ def death(code: int) -> str:
     name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
     return f"the process of the challenger was ended by signal {name}" + (" (killed, or out of memory)" if -code == signal.SIGKILL else "")
 
-# %% ../../nbs/rollout/mirror.ipynb #65121672
+# %% ../../nbs/rollout/mirror.ipynb #9187baf2
 @dataclass
 class Mirror:
     "Keeps the process of one challenger alive as long as it is wanted"
@@ -220,6 +223,7 @@ class Mirror:
         if self.process: end(self.process, deadline)
         if self.thread: self.thread.join(deadline)
 
+# %% ../../nbs/rollout/mirror.ipynb #fb4e6e0e
 def end(process: subprocess.Popen[str], deadline: float) -> None:
     "Close its input, and kill it if that does not end it"
     with contextlib.suppress(OSError):

@@ -107,7 +107,7 @@ def _insert(dep: Deployment, versions: Sequence[ModelVersion], plan: Plan, salt:
         c.execute(st.MOVES.insert().values(rollout_id=key, number=0, state="draft", stage=0, at=at, recorded=clock.now(), reason=reason, actor=actor))
     return int(key)
 
-# %% ../../nbs/rollout/release.ipynb #6e913d2a
+# %% ../../nbs/rollout/release.ipynb #4bafe367
 def commit(rollout: Rollout, seen: Any,       # the row as it was read
             move: Move, at: int, actor: str, evidence: Evidence | None = None,
             connection: sa.Connection | None = None) -> bool: # False: somebody else was faster
@@ -125,13 +125,14 @@ def commit(rollout: Rollout, seen: Any,       # the row as it was read
         registry.apply_decision(rollout.dep.ws, Decision(action, rollout.dep.name, chosen.number, f"{to.name}: {move.reason}", clock.timestamp(at).isoformat()), actor=actor, connection=c, by_rollout=True)
     return True
 
+# %% ../../nbs/rollout/release.ipynb #59751c27
 def _time(rollout: Rollout, at: TimeLike | None) -> int: # raises ParameterError if it is before the last move
     "The moment of a move, microseconds"
     t, last = clock.now() if at is None else clock.micros(at, "at"), _last_move(rollout).at
     if t < last: raise ParameterError(f"at={clock.timestamp(t)} is before the last move of the rollout, {clock.timestamp(last)}; what was decided stays decided, give a later time")
     return t
 
-# %% ../../nbs/rollout/release.ipynb #e9a2049a
+# %% ../../nbs/rollout/release.ipynb #6015966d
 def begin(dep: Deployment,
           challenger: ModelVersion | int | Sequence[ModelVersion | int] | None = None, # who is tried, or several; None: the rollout there is
           plan: Plan | Mapping[str, Any] | None = None, # the default plan if there is none
@@ -151,13 +152,14 @@ def begin(dep: Deployment,
     if not draft and (seen := rollout.row).state == "draft": commit(rollout, seen, Move(running(places, 0), reason), rollout.began, actor)
     return rollout
 
+# %% ../../nbs/rollout/release.ipynb #5b1241f3
 def latest(dep: Deployment) -> Rollout: # raises NotFound
     "The rollout that is under way, or the last one"
     found = dep.ws.rows(sa.select(st.ROLLOUTS.c.id).where(st.ROLLOUTS.c.deployment_id == dep.id).order_by(st.ROLLOUTS.c.active.desc(), st.ROLLOUTS.c.id.desc()).limit(1))
     if not found: raise NotFound(f"there is no rollout of {dep.name!r} yet; begin one with dep.rollout(challenger, plan)")
     return Rollout(dep, found[0].id)
 
-# %% ../../nbs/rollout/release.ipynb #e9730f2a
+# %% ../../nbs/rollout/release.ipynb #04bcb0b4
 @dataclass(frozen=True)
 class Tick:
     "What an evaluation found, and did"
@@ -167,6 +169,7 @@ class Tick:
     move: Move | None           # None: it stays
     at: int                     # microseconds
 
+# %% ../../nbs/rollout/release.ipynb #e20a8b20
 def evaluate(rollout: Rollout, at: TimeLike | None = None) -> Tick: # at: now by default
     "What a rollout would do, without doing it"
     t, seen = _time(rollout, at), rollout.row
@@ -176,6 +179,7 @@ def evaluate(rollout: Rollout, at: TimeLike | None = None) -> Tick: # at: now by
     move = next_move(rollout.plan, rollout.stages, state, rollout.began, evidence)
     return Tick(state, move.state if move else state, evidence, move, t)
 
+# %% ../../nbs/rollout/release.ipynb #9ee18b16
 def tick(rollout: Rollout, at: TimeLike | None = None, # the moment, in event time; now by default
          *, actor: str = "tick") -> Tick:
     "Evaluate, and move if the evidence says so"

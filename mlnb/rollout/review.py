@@ -27,20 +27,28 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Deployment
 
 # %% auto #0
-__all__ = ['course', 'Review', 'review', 'deployment_review']
+__all__ = ['looks_at', 'last_news', 'course', 'Review', 'review', 'deployment_review']
 
-# %% ../../nbs/rollout/review.ipynb #a7750c9a
-def _times(first: int, last: int, looks: int) -> list[int]:
+# %% ../../nbs/rollout/review.ipynb #9a7792f6
+def looks_at(first: int, last: int, looks: int) -> list[int]: # microseconds
     "Times to look at, the last one included"
     return [int(t) for t in np.unique(np.linspace(first, last, looks + 1)[1:].round())] if last > first else [last]
 
+def last_news(arms: Arms, frame: pd.DataFrame, at: int) -> int: # microseconds, at most `at`
+    "When something became known for the last time"
+    import pandas as pd
+    times = [t for t in (frame["at"].max(), frame["labelled_at"].max()) if t == t]
+    window = max([pd.Timedelta(c.window) for c in arms.plan.criteria if c.kind == "outcome"], default=pd.Timedelta(0))
+    return min(at, clock.micros(max(times) + window) + 1)
+
+# %% ../../nbs/rollout/review.ipynb #da30a72e
 def _arms_course(arms: Arms, at: int, looks: int) -> list[tuple[int, Comparison]]:
     "Comparisons of a canary or an A/B test over time"
     t = clock.timestamp(at)
     frame = read_exposed(arms.dep, arms.rollout, arms.places, t, t)
     found = outcomes(arms.dep, [c.name for c in arms.plan.criteria if c.kind == "outcome"], t)
     if not len(frame): return []
-    return [(s, g) for s in _times(clock.micros(frame["at"].iloc[0]), at, looks)
+    return [(s, g) for s in looks_at(clock.micros(frame["at"].iloc[0]), last_news(arms, frame, at), looks)
             for g in judge_arms(arms, known_by(frame, s), found[found["at"] < clock.timestamp(s)], s).gates]
 
 def _shadow_course(arms: Arms, at: int, looks: int) -> list[tuple[int, Comparison]]:
@@ -48,7 +56,7 @@ def _shadow_course(arms: Arms, at: int, looks: int) -> list[tuple[int, Compariso
     out: list[tuple[int, Comparison]] = []
     for v in arms.versions[1:]:
         mine, theirs = read_pairs(arms, v, at)
-        for s in _times(clock.micros(mine["at"].iloc[0]), at, looks) if len(mine) else []:
+        for s in looks_at(clock.micros(mine["at"].iloc[0]), last_news(arms, mine, at), looks) if len(mine) else []:
             now = known_by(mine, s)
             out += [(s, g) for g in shadow_gates(arms, v, shadow_sums(arms, now, theirs.iloc[:len(now)]))]
     return out
@@ -95,7 +103,7 @@ class Review(Result):
                          "move": None if move is None else {"state": move.state.name, "reason": move.reason}, "moves": self.audit.to_dict("records")})
     def plot(self) -> Figure: return plot_course(self.looks)
 
-# %% ../../nbs/rollout/review.ipynb #32fc9d6a
+# %% ../../nbs/rollout/review.ipynb #3b22baa5
 def _counts(arms: Arms, e: Evidence) -> str:
     "How much traffic there was"
     if arms.stage.kind == "shadow": return "; ".join(f"{v}: {lag.answered:,} of {lag.asked:,} questions answered" + (f", {lag.dropped:,} dropped" if lag.dropped else "") + (f", {lag.waiting:,} waiting" if lag.waiting else "") for v, lag in e.lags.items())
@@ -109,6 +117,7 @@ def _odd(e: Evidence) -> list[str]:
     if e.early: out.append(f"{e.early:,} outcomes happened before the exposure that they should follow, and do not count")
     return out + [f"{c}: {n:,} {'have no label yet' if c in ('log_loss', 'accuracy', 'brier', 'mae', 'mse') else 'units are still within their window'}" for c, n in e.waiting.items() if n]
 
+# %% ../../nbs/rollout/review.ipynb #0be49751
 def _story(rollout: Rollout, arms: Arms, found: Tick, e: Evidence, last: str) -> list[str]:
     "The review in sentences"
     if found.move: head = [f"the next tick will move it to {said(found.move.state, rollout.stages)}: {found.move.reason}"]

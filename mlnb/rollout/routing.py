@@ -53,7 +53,7 @@ def assign(traffic: Traffic, names: Iterable[str]) -> np.ndarray: # shape (n,): 
     arm = np.searchsorted(np.cumsum(traffic.stage.weights)[:-1], u[:, 1], side="right")
     return np.where(u[:, 0] < traffic.stage.share, arm, -1)
 
-# %% ../../nbs/rollout/routing.ipynb #52cec3aa
+# %% ../../nbs/rollout/routing.ipynb #48daa581
 RUNNING = ("shadow", "canary", "ab", "paused")  # states with traffic; a pause leaves it where it is
 
 def _traffic(dep: Deployment, row: Any) -> Traffic:
@@ -62,10 +62,13 @@ def _traffic(dep: Deployment, row: Any) -> Traffic:
     plan = from_dict(json.loads(row.plan))
     return Traffic(row.id, row.stage, stages(plan, [v.label for v in versions])[row.stage], row.salt, versions)
 
+_R = st.ROLLOUTS.c
+_NOW = sa.select(_R.id, _R.moves, _R.state, _R.stage, _R.versions, _R.plan, _R.salt).where(_R.deployment_id == sa.bindparam("deployment"), _R.active == 1) # made once: it is asked in every request
+
 def traffic_of(dep: Deployment) -> Traffic | None:
     "What happens to requests now, or None if the champion simply answers"
-    r = st.ROLLOUTS.c
-    try: found = dep.ws.rows(sa.select(r.id, r.moves, r.state, r.stage, r.versions, r.plan, r.salt).where(r.deployment_id == dep.id, r.active == 1))
+    try:
+        with dep.ws.store.read() as c: found = c.execute(_NOW, {"deployment": dep.id}).all()
     except sa.exc.OperationalError as e:  # a read-only workspace from before there were rollouts
         if "no such table" in str(e.orig): return None
         raise

@@ -55,7 +55,7 @@ class Attendant:
         for m in list(self.mirrors.values()): m.stop(deadline)
         if self.thread: self.thread.join(deadline)
 
-# %% ../../nbs/rollout/service.ipynb #eab23056
+# %% ../../nbs/rollout/service.ipynb #49180955
 def keep_mirrors(a: Attendant, deployments: list[Deployment]) -> None:
     "Start and stop the processes of challengers, as the stages say"
     wanted = {(t.rollout, t.version.id): t for d in deployments for t in shadows(d)}
@@ -63,6 +63,7 @@ def keep_mirrors(a: Attendant, deployments: list[Deployment]) -> None:
     for key, task in wanted.items():
         if key not in a.mirrors and not a.stopped.is_set(): a.mirrors[key] = Mirror(task, wanted_lag(task.dep)).start()
 
+# %% ../../nbs/rollout/service.ipynb #2e3df83c
 def evaluate_due(a: Attendant, deployments: list[Deployment]) -> None:
     "Evaluate whose time has come"
     for d in deployments:
@@ -71,6 +72,7 @@ def evaluate_due(a: Attendant, deployments: list[Deployment]) -> None:
         try: a.tick(d)
         except Exception: log.exception("the rollout of %s could not be evaluated; it is tried again in %g seconds", d.name, a.every)
 
+# %% ../../nbs/rollout/service.ipynb #40727d37
 def work(a: Attendant) -> None:
     "Do what there is to do, once a second"
     while not a.stopped.wait(1.):
