@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Deployment
 
 # %% auto #0
-__all__ = ['looks_at', 'last_news', 'course', 'Review', 'review', 'deployment_review']
+__all__ = ['looks_at', 'last_news', 'course', 'Review', 'traffic_words', 'what_is_odd', 'review', 'deployment_review']
 
 # %% ../../nbs/rollout/review.ipynb #9a7792f6
 def looks_at(first: int, last: int, looks: int) -> list[int]: # microseconds
@@ -103,21 +103,21 @@ class Review(Result):
                          "move": None if move is None else {"state": move.state.name, "reason": move.reason}, "moves": self.audit.to_dict("records")})
     def plot(self) -> Figure: return plot_course(self.looks)
 
-# %% ../../nbs/rollout/review.ipynb #3b22baa5
-def _counts(arms: Arms, e: Evidence) -> str:
+# %% ../../nbs/rollout/review.ipynb #9205d0ba
+def traffic_words(arms: Arms, e: Evidence) -> str:
     "How much traffic there was"
     if arms.stage.kind == "shadow": return "; ".join(f"{v}: {lag.answered:,} of {lag.asked:,} questions answered" + (f", {lag.dropped:,} dropped" if lag.dropped else "") + (f", {lag.waiting:,} waiting" if lag.waiting else "") for v, lag in e.lags.items())
     names = ["control", *(v.label for v in arms.versions[1:])]
     return "units in this stage: " + ", ".join(f"{n:,} {name}" for n, name in zip(e.units, names, strict=True)) + f"; the arms have the sizes that they should (p = {e.sample_ratio:.2g})" * (e.sample_ratio >= .001)
 
-def _odd(e: Evidence) -> list[str]:
+def what_is_odd(e: Evidence) -> list[str]:
     "What is odd, and what is not known yet"
     out = [w for w in [broken(e, sum(e.units))] if w]
     if e.crossed and not out: out.append(f"{e.crossed:,} units were seen in two arms, and are left out")
     if e.early: out.append(f"{e.early:,} outcomes happened before the exposure that they should follow, and do not count")
     return out + [f"{c}: {n:,} {'have no label yet' if c in ('log_loss', 'accuracy', 'brier', 'mae', 'mse') else 'units are still within their window'}" for c, n in e.waiting.items() if n]
 
-# %% ../../nbs/rollout/review.ipynb #0be49751
+# %% ../../nbs/rollout/review.ipynb #6ec8d0d3
 def _story(rollout: Rollout, arms: Arms, found: Tick, e: Evidence, last: str) -> list[str]:
     "The review in sentences"
     if found.move: head = [f"the next tick will move it to {said(found.move.state, rollout.stages)}: {found.move.reason}"]
@@ -125,7 +125,7 @@ def _story(rollout: Rollout, arms: Arms, found: Tick, e: Evidence, last: str) ->
     elif found.before.name == "draft": head = ["it has not begun"]
     else: head = [*([f"paused: {last}"] if found.before.name == "paused" else []), *(f"waiting: {w}" for w in waiting_for(rollout.plan, e))]
     known = [sentence(g) for g in e.gates if g.verdict != "unknown" and not any(sentence(g) in h for h in head)]
-    return [*head, *known, _counts(arms, e), *_odd(e)]
+    return [*head, *known, traffic_words(arms, e), *what_is_odd(e)]
 
 # %% ../../nbs/rollout/review.ipynb #e1584f44
 def review(rollout: Rollout,
