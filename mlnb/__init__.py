@@ -68,9 +68,9 @@ bind("Deployment",
      rollout="mlnb.rollout.release:begin", mirror="mlnb.rollout.mirror:mirror", tick="mlnb.jupyter.rollouts:tick", review="mlnb.rollout.review:deployment_review", attend="mlnb.rollout.service:attend",
      retrain="mlnb.update.retrain:retrain")
 
-# %% ../nbs/api.ipynb #b7428a14
+# %% ../nbs/api.ipynb #10bd88f3
 bind("Rollout",
-     review="mlnb.rollout.review:review", evaluate="mlnb.rollout.release:evaluate", tick="mlnb.rollout.release:tick", moves="mlnb.rollout.release:moves", evidence="mlnb.rollout.release:decided_on",
+     review="mlnb.rollout.review:review", evaluate="mlnb.rollout.release:evaluate", tick="mlnb.rollout.release:tick", moves="mlnb.rollout.release:moves", slices="mlnb.rollout.slices:rollout_slices", evidence="mlnb.rollout.release:decided_on",
      hold="mlnb.rollout.release:hold", resume="mlnb.rollout.release:resume", next="mlnb.rollout.release:next_stage", promote="mlnb.rollout.release:promote", rollback="mlnb.rollout.release:roll_back")
 
 # %% ../nbs/api.ipynb #e570d892
