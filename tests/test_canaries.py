@@ -108,3 +108,12 @@ def test_few_requests_and_rare_errors():
             for a, b, c, d in zip(x0, n0, x1, n1, strict=True) if b and d]
     there = (n0 > 0) & (n1 > 0)
     assert [s == "worse" for s in said] == gone(x0, n0, x1, n1)[there].tolist()
+
+
+def test_rare_errors_in_arms_of_different_sizes():
+    "Equal rates in arms of 20 and 80 %: most errors are in the larger arm, which is no harm"
+    def arm(x, n): return Moments(("error_rate",), n, np.array([x / n]), np.array([[x * (1 - x / n)]]))
+    metric = Proportion("error_rate", rare=True, better="lower", margin=.001)
+    equal = gate(metric, arm(20, 2000), arm(80, 8000), "v2", Plan(), asked=4, share=.8)
+    assert equal.lower < 0 < equal.upper and equal.verdict == "unclear"
+    assert gate(metric, arm(20, 2000), arm(240, 8000), "v2", Plan(), asked=4, share=.8).verdict == "worse"

@@ -35,7 +35,7 @@ __all__ = ['EARLIEST', 'merged', 'gate', 'metric_for', 'row_values', 'Joined', '
            'known_by', 'judge_arms', 'read_pairs', 'shadow_rows', 'shadow_sums', 'shadow_gates', 'judge_shadow',
            'collect']
 
-# %% ../../nbs/rollout/evidence.ipynb #289d37f5
+# %% ../../nbs/rollout/evidence.ipynb #2952a94f
 EARLIEST = 50 # units of each arm, before a mean is judged; counts of rare events are exact and need none
 
 def merged(safe: Comparison, harm: Comparison, # both of the same effect
@@ -56,10 +56,11 @@ def gate(metric: AnyMetric,
          asked: int,           # how often the question of harm is asked in the rollout
          sure: float | None = None, # risk of the other question; the plan's alpha by default
          wider: float = 1.,    # so many times the margin is tolerated in this step
+         share: float = .5,    # of the challenger in the units of both arms, as planned
          ) -> Comparison:      # "worse": there is harm; "better" or "no worse": there certainly is none beyond the margin
     "Does a challenger do harm, by one metric?"
     harm, safe = ("less", "greater") if metric.better == "higher" else ("greater", "less")
-    how = {"arm": arm, "inference": "always", "horizon": plan.horizon}
+    how = {"arm": arm, "inference": "always", "horizon": plan.horizon, "share": share}
     found = merged(compare(metric, control, treatment, alpha=sure or plan.alpha, alternative=safe, **how), compare(metric, control, treatment, alpha=plan.alpha / asked, alternative=harm, **how), wider)  # type: ignore[arg-type]
     few = min(control.n, treatment.n)
     if found.verdict == "unknown" or few >= EARLIEST or (isinstance(metric, Proportion) and metric.rare): return found
@@ -162,7 +163,7 @@ def known_by(frame: pd.DataFrame, at: int) -> pd.DataFrame: # microseconds
     rows = frame[(frame["at"] < t).to_numpy()].reset_index(drop=True)
     return rows.assign(y_true=rows["y_true"].where(rows["labelled_at"] <= t)) if len(rows) else rows
 
-# %% ../../nbs/rollout/evidence.ipynb #fd305673
+# %% ../../nbs/rollout/evidence.ipynb #7ec4b50e
 def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
                found: pd.DataFrame,             # outcomes, as from `outcomes`
                at: int) -> Evidence:            # microseconds
@@ -174,9 +175,9 @@ def judge_arms(arms: Arms, frame: pd.DataFrame, # as known at the time
             joined = join_outcome(c, frame, found, at)
             table[c.name], waiting[c.name], early = joined.values, joined.waiting, early + joined.early
         elif c.kind == "model": waiting[c.name] = int(np.isnan(table[c.name]).sum()) if len(frame) else 0
-    metrics = [metric_for(c) for c in arms.plan.criteria]
+    metrics, w = [metric_for(c) for c in arms.plan.criteria], arms.stage.weights
     sums = {m.label: summaries(m, table, units) for m in metrics} if len(frame) else {m.label: [Moments.empty(m.columns)] * len(arms.versions) for m in metrics}
-    gates = tuple(gate(m, sums[m.label][0], sums[m.label][j], v.label, arms.plan, arms.asked, arms.sure, arms.wider) for j, v in enumerate(arms.versions) if j for m in metrics)  # type: ignore[arg-type]
+    gates = tuple(gate(m, sums[m.label][0], sums[m.label][j], v.label, arms.plan, arms.asked, arms.sure, arms.wider, w[j] / (w[0] + w[j])) for j, v in enumerate(arms.versions) if j for m in metrics)  # type: ignore[arg-type]
     now = frame[(frame["stage"] == arms.place).to_numpy()]
     fresh = enrol(now["arm"], now["unit"], range(len(arms.versions))).counts if len(now) else np.zeros(len(arms.versions), int)
     ratio = float(sample_ratio_p(units.counts, arms.stage.weights)) if len(frame) else 1.
