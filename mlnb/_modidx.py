@@ -2537,6 +2537,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlnb.rollout.service.attend': ('rollout/service.html#attend', 'mlnb/rollout/service.py'),
                                       'mlnb.rollout.service.evaluate_due': ('rollout/service.html#evaluate_due', 'mlnb/rollout/service.py'),
                                       'mlnb.rollout.service.keep_mirrors': ('rollout/service.html#keep_mirrors', 'mlnb/rollout/service.py'),
+                                      'mlnb.rollout.service.replayed': ('rollout/service.html#replayed', 'mlnb/rollout/service.py'),
                                       'mlnb.rollout.service.under_way': ('rollout/service.html#under_way', 'mlnb/rollout/service.py'),
                                       'mlnb.rollout.service.work': ('rollout/service.html#work', 'mlnb/rollout/service.py')},
             'mlnb.rollout.slices': { 'mlnb.rollout.slices.SliceReport': ('rollout/slices.html#slicereport', 'mlnb/rollout/slices.py'),

@@ -21,7 +21,7 @@ from .mirror import Mirror, shadows, wanted_lag
 log = logging.getLogger("mlnb.rollout")
 
 # %% auto #0
-__all__ = ['log', 'under_way', 'Attendant', 'keep_mirrors', 'evaluate_due', 'work', 'attend']
+__all__ = ['log', 'HOUR', 'under_way', 'Attendant', 'keep_mirrors', 'replayed', 'evaluate_due', 'work', 'attend']
 
 # %% ../../nbs/rollout/service.ipynb #163c5246
 def under_way(ws: Workspace, only: Deployment | None = None) -> list[Deployment]:
@@ -63,13 +63,22 @@ def keep_mirrors(a: Attendant, deployments: list[Deployment]) -> None:
     for key, task in wanted.items():
         if key not in a.mirrors and not a.stopped.is_set(): a.mirrors[key] = Mirror(task, wanted_lag(task.dep)).start()
 
-# %% ../../nbs/rollout/service.ipynb #2e3df83c
+# %% ../../nbs/rollout/service.ipynb #740e214d
+HOUR = 3_600_000_000 # microseconds
+
+def replayed(dep: Deployment) -> bool:
+    "Was the last move dated to another time than that at which it was made?"
+    m, r = st.MOVES.c, st.ROLLOUTS.c
+    last = dep.ws.rows(sa.select(m.at, m.recorded).join_from(st.MOVES, st.ROLLOUTS, m.rollout_id == r.id).where(r.deployment_id == dep.id, r.active == 1).order_by(m.number.desc()).limit(1))
+    return bool(last) and abs(last[0].recorded - last[0].at) > HOUR
+
+# %% ../../nbs/rollout/service.ipynb #dc2a9bee
 def evaluate_due(a: Attendant, deployments: list[Deployment]) -> None:
     "Evaluate whose time has come"
     for d in deployments:
         if a.every is None or a.stopped.is_set() or time.monotonic() - a.done.setdefault(d.id, time.monotonic()) < a.every: continue
         a.done[d.id] = time.monotonic()
-        try: a.tick(d)
+        try: replayed(d) or a.tick(d)
         except Exception: log.exception("the rollout of %s could not be evaluated; it is tried again in %g seconds", d.name, a.every)
 
 # %% ../../nbs/rollout/service.ipynb #40727d37
