@@ -60,7 +60,7 @@ def same(a: str, b: str) -> bool:
     return all(x == y if i % 2 == 0 or not (x and y) else same_number(x, y) for i, (x, y) in enumerate(pairs))
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 300) -> None:
+def execute(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 800) -> None:
     "Run in a fresh kernel in `folder`; a failure shows the cell and its traceback"
     for cell in notebook.cells:
         if cell.cell_type == "code" and directives(cell.source).get("eval") == "false":

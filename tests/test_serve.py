@@ -25,6 +25,7 @@ from mlnb.core.errors import MlnbError, ParameterError
 from mlnb.core.registry import Deployment, Workspace
 from mlnb.deploy import batch
 from mlnb.deploy import serve as serving
+from mlnb.rollout import routing
 
 GOOD = {"wind": 12.5, "temp": None, "seats": 150, "night": False, "carrier": "UA", "gate": 2, "due": "2013-03-02T10:00:00Z"}
 TYPES = {"wind": "FP64", "temp": "FP64", "seats": "INT64", "night": "BOOL", "carrier": "BYTES", "gate": "INT64", "due": "BYTES"}
@@ -294,7 +295,7 @@ def test_failures_behind_the_routes_are_ours(tmp_path: Path, monkeypatch: pytest
         status, answer = client.post("/predict", GOOD)
         assert status == 500 and "late v1 failed to answer" in answer["error"] and "File" not in answer["error"]
         monkeypatch.undo()
-        monkeypatch.setattr(serving.runtime, "predict", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(routing, "predict", lambda *_, **__: 1 / 0)
         status, answer = client.post("/predict", GOOD)
         assert (status, answer) == (500, {"error": "internal error; the server's log says more"})
         assert "ZeroDivisionError" in caplog.text
@@ -370,12 +371,12 @@ def test_a_port_in_use_is_an_error_unless_it_is_ours(site: Any) -> None:
 
 
 def test_stopping_lets_open_requests_finish(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside, go, real = threading.Event(), threading.Event(), serving.runtime.predict
+    inside, go, real = threading.Event(), threading.Event(), routing.predict
     def slow(*args: Any, **kwargs: Any) -> Any:
         inside.set()
         assert go.wait(20)
         return real(*args, **kwargs)
-    monkeypatch.setattr(serving.runtime, "predict", slow)
+    monkeypatch.setattr(routing, "predict", slow)
     server = serving.serve(site.ws)
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(Client(server.url).post, "/predict", GOOD)
