@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['SQL_TYPES', 'log_table', 'feedback_table', 'tables', 'new_ids', 'sql_values', 'one_each', 'Named', 'named',
-           'log_predictions', 'typed', 'log_columns', 'read_log', 'predictions', 'Receipt', 'feedback', 'labelled',
-           'feedback_summary']
+__all__ = ['SQL_TYPES', 'sql_columns', 'log_table', 'feedback_table', 'tables', 'new_ids', 'sql_values', 'said_values',
+           'one_each', 'Named', 'named', 'log_predictions', 'typed', 'log_columns', 'read_log', 'predictions',
+           'Receipt', 'feedback', 'last_labels', 'with_labels', 'labelled', 'feedback_summary']
 
-# %% ../../nbs/core/events.ipynb #18198c67
+# %% ../../nbs/core/events.ipynb #0cef7adc
 SQL_TYPES = {"numeric": sa.Float, "integer": sa.BigInteger, "boolean": sa.Integer, "datetime": sa.BigInteger}
 
-def _columns(prefix: str, columns: tuple[Column, ...]) -> list[sa.Column[Any]]:
+def sql_columns(prefix: str, columns: tuple[Column, ...]) -> list[sa.Column[Any]]:
     "SQL columns for the columns of a schema"
     return [sa.Column(f"{prefix}{i}_{c.name}"[:60], SQL_TYPES.get(c.kind, sa.Text), nullable=True) for i, c in enumerate(columns)]
 
-# %% ../../nbs/core/events.ipynb #b0b26dd1
+# %% ../../nbs/core/events.ipynb #bf51e989
 def log_table(dep: Deployment) -> sa.Table:
     "The table of a deployment's predictions"
     return sa.Table(f"log_{dep.id}", sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("id", sa.Text, nullable=False, unique=True),
                     sa.Column("at", sa.BigInteger, nullable=False, index=True), sa.Column("logged", sa.BigInteger, nullable=False),
                     sa.Column("version", sa.Integer, nullable=False), sa.Column("unit", sa.Text), sa.Column("source", sa.Text, nullable=False),
-                    *_columns("x", dep.schema.columns), *_columns("y", dep.outputs.columns))
+                    *sql_columns("x", dep.schema.columns), *sql_columns("y", dep.outputs.columns))
 
 # %% ../../nbs/core/events.ipynb #519695c7
 def feedback_table(dep: Deployment) -> sa.Table:
@@ -80,11 +80,15 @@ def sql_values(s: pd.Series, kind: str) -> list[Any]: # values that SQLite takes
     plain: Any = str if kind in ("categorical", "text") else int
     return [None if m else plain(v) for m, v in zip(s.isna().tolist(), values, strict=True)]
 
-# %% ../../nbs/core/events.ipynb #e7149ebd
+# %% ../../nbs/core/events.ipynb #f02cfaae
+def said_values(dep: Deployment, outputs: pd.DataFrame | None, # what was said, a row each; None: nothing
+                n: int) -> list[list[Any]]:                     # n: rows
+    "What was said, as the columns of a table keep it"
+    return [sql_values(outputs[c.name], c.kind) if outputs is not None and c.name in outputs else [None] * n for c in dep.outputs.columns]
+
 def _cells(dep: Deployment, X: pd.DataFrame, outputs: pd.DataFrame) -> list[list[Any]]:
     "What was asked and what was said, as the columns of the log"
-    asked = [sql_values(X[c.name], c.kind) for c in dep.schema.columns]
-    return asked + [sql_values(outputs[c.name], c.kind) if c.name in outputs else [None] * len(X) for c in dep.outputs.columns]
+    return [sql_values(X[c.name], c.kind) for c in dep.schema.columns] + said_values(dep, outputs, len(X))
 
 # %% ../../nbs/core/events.ipynb #92467952
 def one_each(n: int, **given: Any) -> None: # raises ParameterError
@@ -288,17 +292,34 @@ def feedback(dep: Deployment,
         c.exec_driver_sql(f"INSERT INTO {fb.name} (id, y, at, received) VALUES (?, ?, ?, ?)", rows)  # noqa: S608  the name is made from a number
         return _receipt(c, log, fb, last)
 
-# %% ../../nbs/core/events.ipynb #b82d6c43
-def _last_labels(dep: Deployment, since: TimeLike | None, until: TimeLike | None, by: int | None) -> pd.DataFrame:
-    "The label that counts of each prediction in a window, of those known `by` a time; the index is the number of the prediction"
-    log, fb = tables(dep)
+# %% ../../nbs/core/events.ipynb #05c28207
+def last_labels(dep: Deployment,
+                ids: sa.Table,                          # has the columns id and seq: the log, or another table of predictions
+                where: list[sa.ColumnElement[bool]],    # which of its rows
+                by: int | None = None,                  # of the labels known by then, microseconds; all by default
+                ) -> pd.DataFrame:                      # y, at, seq; the index is the number of the row in `ids`
+    "The label that counts of each of some predictions"
+    fb = tables(dep)[1]
     known = [fb.c.at <= by] if by is not None else []
-    query = (sa.select(log.c.seq.label("row"), fb.c.y, fb.c.at, fb.c.seq)
-             .join_from(fb, log, log.c.id == fb.c.id).where(*_in_window(log, since, until), *known))
+    query = sa.select(ids.c.seq.label("row"), fb.c.y, fb.c.at, fb.c.seq).join_from(fb, ids, ids.c.id == fb.c.id).where(*where, *known)
     got = st.fetch(dep.ws.store, query).to_pandas()
     return got.sort_values(["at", "seq"], kind="stable").drop_duplicates("row", keep="last").set_index("row")
 
-# %% ../../nbs/core/events.ipynb #09529d98
+# %% ../../nbs/core/events.ipynb #63b867d7
+def with_labels(dep: Deployment, frame: pd.DataFrame,
+                got: pd.DataFrame,   # as from `last_labels`
+                seq: Any,            # the number of each row of the frame
+                ) -> pd.DataFrame:   # with `y_true` and `labelled_at`, null where no label had arrived
+    "Rows with their labels"
+    import numpy as np
+    import pandas as pd
+    where, number = got.index.get_indexer(pd.Index(seq)), dep.first.task == "regression"
+    y = got["y"].to_numpy("float64" if number else object)
+    none: Any = np.nan if number else None
+    times = np.append(got["at"].to_numpy("int64"), np.iinfo("int64").min)
+    return frame.assign(y_true=np.append(y, none)[where], labelled_at=pd.to_datetime(times.view("datetime64[us]"), utc=True)[where])
+
+# %% ../../nbs/core/events.ipynb #528c6432
 def labelled(dep: Deployment,
              since: TimeLike | None = None,     # start of the window of event time of the predictions, included
              until: TimeLike | None = None,     # its end, excluded
@@ -306,17 +327,12 @@ def labelled(dep: Deployment,
              columns: list[str] | None = None,  # only these columns of the log; all by default
              ) -> pd.DataFrame:                 # as `predictions`, with `y_true` and `labelled_at`, null where no label had arrived
     "The predictions of a window with the labels that had arrived"
-    import numpy as np
     import pandas as pd
     frame, seq = read_log(dep, since, until, columns)
     by = clock.micros(as_of, "as_of") if as_of is not None else None
     if not len(frame): return frame.assign(y_true=pd.Series(dtype=object), labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
-    got = _last_labels(dep, since, until, by)
-    where = got.index.get_indexer(pd.Index(seq))
-    y = got["y"].to_numpy("float64" if dep.champion.task == "regression" else object)
-    none: Any = np.nan if dep.champion.task == "regression" else None
-    times = np.append(got["at"].to_numpy("int64"), np.iinfo("int64").min)
-    return frame.assign(y_true=np.append(y, none)[where], labelled_at=pd.to_datetime(times.view("datetime64[us]"), utc=True)[where])
+    log = tables(dep)[0]
+    return with_labels(dep, frame, last_labels(dep, log, _in_window(log, since, until), by), seq)
 
 # %% ../../nbs/core/events.ipynb #bf9503eb
 def feedback_summary(dep: Deployment) -> dict[str, int]: # labels, predictions labelled, unknown ids, ids labelled more than once, ids whose labels disagree
