@@ -244,6 +244,8 @@ def test_a_canary_over_http_keeps_units_and_says_who_answered(tmp_path):
         assert post("/outcomes", {"outcomes": [{"unit": "u1", "rebooked": 1}]}) == {"rebooked": 1}
         with pytest.raises(urllib.error.HTTPError) as refused: post("/predict", {"records": [{"wind": "strong"}], "unit": "u1"})
         assert refused.value.code == 422
+        with pytest.raises(urllib.error.HTTPError) as undated: post("/outcomes", [{"unit": "u1", "rebooked": 1, "at": 5}])
+        assert undated.value.code == 400 and b"'at' holds 5; give an ISO 8601 time as text" in undated.value.read()
     assert said[:40] == said[40:80] == said[80:] == many["version"] and set(said) == {1, 2, 3}
     assert v2["model_version"] == str(said[0]) and pinned["model_version"] == "1"
     seen = read_exposed(dep, rollout.id, [0])

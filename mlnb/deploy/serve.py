@@ -39,8 +39,9 @@ log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
 __all__ = ['log', 'STATUS', 'LIMIT', 'JSON', 'OPEN', 'RUNNING', 'TooLarge', 'status_of', 'reply', 'failure', 'parse', 'body_of',
-           'records_of', 'Site', 'predicted', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol',
-           'add_plain', 'refusal', 'Guard', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
+           'records_of', 'Site', 'predicted', 'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready',
+           'add_protocol', 'add_plain', 'refusal', 'Guard', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all',
+           'run']
 
 # %% ../../nbs/deploy/serve.ipynb #a778ecbb
 class TooLarge(ParameterError):
@@ -136,24 +137,27 @@ def predicted(dep: Deployment, content: Any) -> dict[str, Any]: # deployment, ve
     columns = [protocol.values_of(said[c]) for c in said]
     return {"deployment": dep.name, "version": said.attrs["version"], "predictions": [dict(zip(said.columns, r, strict=True)) for r in zip(*columns, strict=True)]}
 
-# %% ../../nbs/deploy/serve.ipynb #588d81b5
-def labels(dep: Deployment, content: Any) -> dict[str, int]: # received, matched, unknown, repeated, changed
-    "Keep the labels of a request"
-    rows = content["labels"] if isinstance(content, dict) and "labels" in content else content
+# %% ../../nbs/deploy/serve.ipynb #3485a686
+def timed(content: Any, name: str,  # what the list is called
+          example: str,             # one of them, for the error
+          ) -> list[dict[str, Any]]: # each with its time; raises ParameterError
+    "What a request reports"
+    rows = content[name] if isinstance(content, dict) and name in content else content
     if isinstance(rows, dict): rows = [rows]
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise ParameterError('give {"labels": [{"id": ..., "y": ..., "at": ...}, ...]}')
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise ParameterError(f'give {{"{name}": [{example}, ...]}}')
     if odd := [r["at"] for r in rows if not isinstance(r.get("at") or "", str)]: raise ParameterError(f"'at' holds {odd[0]!r}; give an ISO 8601 time as text")
     now = clock.timestamp(clock.now()).isoformat()
-    return feedback(dep, [r | {"at": r.get("at") or now} for r in rows])._asdict()
+    return [r | {"at": r.get("at") or now} for r in rows]
 
-# %% ../../nbs/deploy/serve.ipynb #6a85a71a
+# %% ../../nbs/deploy/serve.ipynb #4bd71253
+def labels(dep: Deployment, content: Any) -> dict[str, int]: # received, matched, unknown, repeated, changed
+    "Keep the labels of a request"
+    return feedback(dep, timed(content, "labels", '{"id": ..., "y": ..., "at": ...}'))._asdict()
+
+# %% ../../nbs/deploy/serve.ipynb #6847bbe7
 def came_of(dep: Deployment, content: Any) -> dict[str, int]: # outcomes kept, by name
     "Keep the outcomes of a request"
-    rows = content["outcomes"] if isinstance(content, dict) and "outcomes" in content else content
-    if isinstance(rows, dict): rows = [rows]
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise ParameterError('give {"outcomes": [{"unit": ..., "revenue": ..., "at": ...}, ...]}')
-    now = clock.timestamp(clock.now()).isoformat()
-    return record_outcomes(dep, [r | {"at": r.get("at") or now} for r in rows])
+    return record_outcomes(dep, timed(content, "outcomes", '{"unit": ..., "revenue": ..., "at": ...}'))
 
 # %% ../../nbs/deploy/serve.ipynb #5a14a441
 def health(site: Site) -> dict[str, Any]: # status, and the champion of each deployment; raises MlnbError if something cannot answer
