@@ -351,7 +351,7 @@ def test_a_rollout_by_the_command_line(rollouts, tmp_path: Path) -> None:
 def test_one_rollout_that_fails_does_not_keep_the_others_from_being_evaluated(rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rollouts("rollout", "start", "quiet", "2", "--at", "2013-03-02").code == 0
     from mlnb.core.errors import MlnbError
-    from mlnb.jupyter import rollouts as module
+    from mlnb.rollout import release as module
     real = module.evaluate
     def evaluate(rollout: Any, at: Any) -> Any:
         if rollout.dep.name == "delays": raise MlnbError("its log is gone")
