@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'STYLE', 'CELL', 'jsonable', 'dumps', 'figure', 'svg', 'png', 'badge',
+__all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'STYLE', 'CELL', 'jsonable', 'dumps', 'figure', 'dated', 'svg', 'png', 'badge',
            'format_cell', 'html_table', 'render', 'Result']
 
 # %% ../../nbs/core/result.ipynb #7c69927c
@@ -68,6 +68,13 @@ def figure(width: float = 8,  # inches
         fig, axes = plt.subplots(figsize=(width, height), layout="constrained", subplot_kw={"axes_class": _house_axes()}, **subplots)
     plt.close(fig)
     return fig, axes
+
+# %% ../../nbs/core/result.ipynb #f74fc205
+def dated(ax: Axes) -> None:
+    "Readable dates on the x axis, few enough for every length of time"
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    ax.xaxis.set_major_locator(locator := AutoDateLocator(minticks=3, maxticks=7))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 # %% ../../nbs/core/result.ipynb #5abd88da
 def svg(fig: Figure) -> str: # markup to embed in a page
