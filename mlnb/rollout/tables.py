@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Units', 'enrol', 'unit_values', 'columns_of', 'check_rows', 'one_row_a_unit', 'summaries', 'Design',
+__all__ = ['CROSSED', 'Units', 'enrol', 'unit_values', 'columns_of', 'check_rows', 'one_row_a_unit', 'summaries', 'Design',
            'read_experiment']
 
-# %% ../../nbs/rollout/tables.ipynb #196430e5
+# %% ../../nbs/rollout/tables.ipynb #efd186d5
+CROSSED = .01  # share of units in two arms beyond which the assignment is broken
+
 class Units(NamedTuple):
     "Whom the rows of an experiment belong to"
     rows: np.ndarray             # shape (n,): places of the rows that count
