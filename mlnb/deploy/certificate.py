@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import platform
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,8 @@ log = logging.getLogger("mlnb.certificate")
 
 # %% auto #0
 __all__ = ['log', 'MOST', 'TOLERANCE', 'MAKERS', 'BULK', 'FEW', 'CHUNK', 'beside', 'probes', 'drawn', 'Verdict', 'labels_at',
-           'compare', 'plain', 'Certificate', 'examine', 'environment', 'certificate', 'Engine', 'engine']
+           'compare', 'plain', 'Certificate', 'examine', 'environment', 'certificate', 'Engine', 'engine',
+           'ready_engine']
 
 # %% ../../nbs/deploy/certificate.ipynb #1efacf29
 MOST = 60 # thresholds of a column to probe
@@ -292,10 +294,10 @@ def examine(version: ModelVersion,
     some = rows.iloc[:: max(1, len(rows) // 500)].head(500).reset_index(drop=True)
     found, made = _tried(version, some)
     many, encoder = rows.iloc[np.arange(BULK) % len(rows)], Encoder(version.schema)
-    original, one = Verdict("original", certified=True, difference=0., rows=0), some.head(1)
+    original, one, row = Verdict("original", certified=True, difference=0., rows=0), some.head(1), plain(some.head(1))
     _time(original, lambda: version.predict(one), lambda: version.predict(many), BULK)
     for v in found:
-        if (c := made.get(v.name)) is not None: _time(v, lambda c=c: answered(c, encoder.rows(plain(one))), lambda c=c: answered(c, encoder.frame(many)), BULK)  # type: ignore[misc]
+        if (c := made.get(v.name)) is not None: _time(v, lambda c=c: answered(c, encoder.rows(row)), lambda c=c: answered(c, encoder.frame(many)), BULK)  # type: ignore[misc]
     able = [original, *(v for v in found if v.certified)]
     return Certificate(version.label, environment(), [original, *found], min(able, key=lambda v: v.single_us).name, max(able, key=lambda v: v.bulk).name, made)
 
@@ -367,6 +369,7 @@ class Engine:
     few: Candidate | None
     many: Candidate | None
     classes: list[str]
+    single_us: float = np.inf # CPU time of one row, microseconds
 
     def answer(self, x: np.ndarray) -> np.ndarray | None: # shape (n, 1) or (n, classes); None: ask the original
         "What is said about a matrix"
@@ -384,6 +387,16 @@ def engine(version: ModelVersion) -> Engine:
     "Who answers for a version"
     known: dict[int, Engine] = version.ws.__dict__.setdefault("engines", {})
     if version.id not in known:
-        c = certificate(version)
-        known[version.id] = Engine(Encoder(version.schema), c.candidates.get(c.few), c.candidates.get(c.many), version.classes)
+        with _MAKING:
+            if version.id in known: return known[version.id]
+            c = certificate(version)
+            cost = next(v.single_us for v in c.verdicts_ if v.name == c.few)
+            known[version.id] = Engine(Encoder(version.schema), c.candidates.get(c.few), c.candidates.get(c.many), version.classes, cost)
     return known[version.id]
+
+_MAKING = threading.Lock() # several requests may ask first
+
+def ready_engine(version: ModelVersion) -> Engine | None:
+    "Who answers for a version, if that is known already"
+    found: Engine | None = version.ws.__dict__.get("engines", {}).get(version.id)
+    return found
