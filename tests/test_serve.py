@@ -196,7 +196,7 @@ BAD: list[tuple[int, str, Any, str]] = [
     (400, "/predict", {"records": [GOOD], "when": "now"}, "'when' beside 'records' is unknown"), (404, "/predict/early", GOOD, "there is no deployment 'early'; known: 'late'"),
     (400, "/v2/models/late/infer", [], "JSON object with 'inputs'"), (400, "/v2/models/late/infer", {}, "needs 'inputs'"), (400, "/v2/models/late/infer", {"inputs": [3]}, "1 of 1 are not"),
     (400, "/v2/models/late/infer", {"inputs": tensors(wind={"shape": [2]})}, "has shape [2] but 1 values"), (400, "/v2/models/late/infer", {"inputs": tensors(wind={"datatype": "FLOAT"})}, "has datatype 'FLOAT'"),
-    (400, "/v2/models/late/infer", {"inputs": tensors(wind={"data": ["x"]})}, "but holds 'x'"), (400, "/v2/models/late/infer", {"inputs": tensors(wind={"data": 3})}, "is not a list"),
+    (400, "/v2/models/late/infer", {"inputs": tensors(wind={"data": ["x"]})}, "but holds 'x'"), (400, "/v2/models/late/infer", {"inputs": tensors(wind={"data": 3})}, "data that is no list"),
     (400, "/v2/models/late/infer", {"inputs": tensors(wind={"shape": [2], "data": [1, 2]})}, "differ in their number of rows"),
     (400, "/v2/models/late/infer", {"inputs": tensors() + tensors()[:1]}, "given twice: wind"), (422, "/v2/models/late/infer", {"inputs": tensors()[1:]}, "'wind' (numeric) is missing"),
     (400, "/v2/models/late/infer", {"inputs": tensors(), "outputs": [{"name": "p"}]}, "there is no output 'p'"), (400, "/v2/models/late/infer", {"inputs": tensors(), "parameters": 3}, "JSON object"),
