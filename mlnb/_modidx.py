@@ -646,6 +646,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.deploy.serve.Site.find': ('deploy/serve.html#site.find', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.Site.run': ('deploy/serve.html#site.run', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.TooLarge': ('deploy/serve.html#toolarge', 'mlnb/deploy/serve.py'),
+                                   'mlnb.deploy.serve.TooSlow': ('deploy/serve.html#tooslow', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve._Uvicorn': ('deploy/serve.html#_uvicorn', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve._Uvicorn.__init__': ('deploy/serve.html#_uvicorn.__init__', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve._Uvicorn.startup': ('deploy/serve.html#_uvicorn.startup', 'mlnb/deploy/serve.py'),

@@ -83,7 +83,7 @@ SCHEMAS: dict[str, Json] = PROTOCOL | PLAIN
 
 # %% ../../nbs/deploy/openapi.ipynb #bed0df25
 MEANING: dict[int, str] = {400: "The request is wrong in itself, for example no JSON", 401: "The token of the server is missing or wrong", 403: "The request comes from a page of another origin",
-           404: "There is no such model, version or path", 413: "The body is too large", 415: "The body is said to be something else than JSON",
+           404: "There is no such model, version or path", 408: "The body did not arrive in time", 413: "The body is too large", 415: "The body is said to be something else than JSON",
            422: "The data does not fit the schema of the model", 500: "The model or the server failed; the log says more", 503: "The server cannot answer now; try again"}
 
 # %% ../../nbs/deploy/openapi.ipynb #28336268
@@ -99,7 +99,7 @@ def route(gives: str,              # name of the message
           ) -> Json:               # arguments for FastAPI's decorators
     "The description of a route"
     more = ("application/octet-stream",) if bytes_too else ()
-    failures = [400, 401, 403, 404, *([413, 415, 422] if takes else []), 500, 503]
+    failures = [400, 401, 403, 404, *([408, 413, 415, 422] if takes else []), 500, 503]
     responses = {200: {"description": "The answer", "content": content(ref(gives), *more)}} | {c: {"description": MEANING[c], "content": content(ref("error"))} for c in failures}
     extra: Json = {"requestBody": {"required": True, "content": content(ref(takes), *more)}} if takes else {}
     header = {"name": binary.HEADER, "in": "header", "required": False, "schema": WHOLE | {"minimum": 0}, "description": "Bytes of JSON at the start of the body; the tensors that have a `binary_data_size` stand behind it"}

@@ -27,6 +27,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..core import about, clock, registry
 from ..core.errors import MlnbError, NotFound, ParameterError, SchemaError, WorkspaceError
@@ -38,10 +39,10 @@ from . import batch, binary, openapi, protocol
 log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
-__all__ = ['log', 'STATUS', 'LIMIT', 'OPEN', 'RUNNING', 'TooLarge', 'NotJson', 'status_of', 'reply', 'reply_tensors', 'failure',
-           'parse', 'check_type', 'bytes_of', 'body_of', 'records_of', 'Site', 'predicted', 'timed', 'labels',
-           'came_of', 'health', 'all_ready', 'ready', 'add_protocol', 'add_plain', 'refusal', 'Guard', 'app',
-           'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
+__all__ = ['log', 'STATUS', 'LIMIT', 'PATIENCE', 'OPEN', 'RUNNING', 'TooLarge', 'NotJson', 'TooSlow', 'status_of', 'reply',
+           'reply_tensors', 'failure', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of', 'Site', 'predicted',
+           'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol', 'add_plain', 'refusal',
+           'Guard', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
 
 # %% ../../nbs/deploy/serve.ipynb #a778ecbb
 class TooLarge(ParameterError):
@@ -50,8 +51,11 @@ class TooLarge(ParameterError):
 class NotJson(ParameterError):
     "A request body that is said to be something else"
 
+class TooSlow(ParameterError):
+    "A request body that does not arrive"
+
 STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (SchemaError, 422), (NotFound, 404), (TooLarge, 413), (NotJson, 415), (ParameterError, 400), (WorkspaceError, 503), (DBAPIError, 503))
+    (SchemaError, 422), (NotFound, 404), (TooSlow, 408), (TooLarge, 413), (NotJson, 415), (ParameterError, 400), (WorkspaceError, 503), (DBAPIError, 503))
 
 def status_of(error: Exception) -> int: # an HTTP status
     "The status that says what kind of failure it is"
@@ -82,6 +86,7 @@ def failure(error: Exception) -> Response:
 
 # %% ../../nbs/deploy/serve.ipynb #244c7720
 LIMIT = 16 * 2**20  # bytes of a request body
+PATIENCE = 30.      # seconds that a request body may take to arrive
 
 def parse(body: bytes) -> Any: # raises ParameterError saying where it is wrong
     "The JSON of a request body"
@@ -104,17 +109,21 @@ def check_type(kind: str | None,            # the header Content-Type
     if (encoding or "identity").strip().lower() != "identity": raise NotJson(f"the body is said to be compressed ({(encoding or '')[:60]!r}); send it as it is")
 
 # %% ../../nbs/deploy/serve.ipynb #82a63c38
-async def bytes_of(request: Request) -> bytes: # raises TooLarge or NotJson
+async def bytes_of(request: Request) -> bytes: # raises TooLarge, TooSlow or NotJson
     "What was sent; what is too large is read to its end but not kept"
     check_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= LIMIT: parts.append(part)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                size += len(part)
+                if size <= LIMIT: parts.append(part)
+    except TimeoutError as e: raise TooSlow(f"the body did not arrive within {PATIENCE:g} seconds; {size:,} bytes did") from e
+    except ClientDisconnect as e: raise ParameterError("the body was cut off") from e
     if size > LIMIT: raise TooLarge(f"the body has {size:,} bytes, more than {LIMIT:,}; send fewer rows at once, or score a file with mlnb score")
     return b"".join(parts)
 
-async def body_of(request: Request) -> Any: # raises TooLarge, NotJson or ParameterError
+async def body_of(request: Request) -> Any: # raises ParameterError, or one of its kinds that has a status of its own
     "The JSON that was sent"
     return parse(await bytes_of(request))
 
@@ -311,7 +320,10 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     site = Site(where.ws, where) if isinstance(where, Deployment) else Site(where)
     api = FastAPI(title="mlnb", version=about.version, description="Predictions that are in the log before you see them")
     async def failed(_: Request, e: Exception) -> Response: return failure(e)
-    async def http(_: Request, e: Any) -> Response: return reply({"error": f"{e.detail}; see /docs for what there is"}, e.status_code)
+    async def http(_: Request, e: Any) -> Response:
+        refused = reply({"error": f"{e.detail}; see /docs for what there is"}, e.status_code)
+        refused.headers.update(e.headers or {})  # 405 says what is allowed
+        return refused
     async def invalid(_: Request, e: Any) -> Response: return reply({"error": "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors())}, 422)
     for kind, handler in ((MlnbError, failed), (HTTPException, http), (RequestValidationError, invalid)): api.add_exception_handler(kind, handler)
     api.state.site = site
