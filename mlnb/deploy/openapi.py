@@ -68,13 +68,18 @@ def _reports(name: str, needed: str, **fields: Json) -> Json:
     one = thing(needed, **fields)
     return either(thing(name, **{name: either(one, many(one))}), one, many(one))
 
-_EACH: Json = either(TEXT, many(either(TEXT, WHOLE)))
+_NULL: Json = {"type": "null"}
+
+def _each(*kinds: Json) -> Json:
+    "One for all rows, or one for each"
+    return either(*kinds, _NULL, many(either(*kinds)))
+
 PLAIN: dict[str, Json] = {
-    "prediction_request": either(thing("records", records=either(RECORD, many(RECORD)), at=_EACH, unit=_EACH, ids=_EACH), RECORD, many(RECORD)),
+    "prediction_request": either(thing("records", records=either(RECORD, many(RECORD)), at=_each(TEXT), unit=_each(TEXT, WHOLE, _NULL), ids=_each(TEXT, WHOLE)), RECORD, many(RECORD)),
     "prediction_response": thing("deployment version predictions", deployment=TEXT, version=either(WHOLE, many(WHOLE)), predictions=many(thing("id prediction", id=TEXT, prediction=CELL))),
-    "labels": _reports("labels", "id y", id=TEXT, y=CELL, at=TEXT),
+    "labels": _reports("labels", "id y", id=either(TEXT, WHOLE), y=CELL, at=either(TEXT, _NULL)),
     "labels_response": {"type": "object", "additionalProperties": WHOLE},
-    "outcomes": _reports("outcomes", "unit", unit=TEXT, at=TEXT),
+    "outcomes": _reports("outcomes", "unit", unit=either(TEXT, WHOLE), at=either(TEXT, _NULL)),
     "outcomes_response": {"type": "object", "additionalProperties": WHOLE},
     "lookup_response": {"type": "object", "additionalProperties": CELL},
     "health_response": thing("status mlnb deployments", status=TEXT, mlnb=TEXT, deployments=many(thing("name model version task", name=TEXT, model=TEXT, version=WHOLE, task=TEXT))),

@@ -132,7 +132,7 @@ def read_tensor(tensor: dict[str, Any], # as in the `inputs` of a request; its d
 def _tensors_of(request: Any) -> list[Any]:
     "The inputs of a request, or what is wrong with the request as a whole"
     if not isinstance(request, dict): raise ParameterError(f"an inference request is a JSON object with 'inputs', not a {type(request).__name__}")
-    if not isinstance(request.get("id") or "", str): raise ParameterError(f"the id of a request is text, not {_shown(request['id'])}")
+    if not isinstance(request.get("id"), (str, type(None))): raise ParameterError(f"the id of a request is text, not {_shown(request['id'])}")
     inputs = request.get("inputs")
     if not isinstance(inputs, list) or not inputs: raise ParameterError("an inference request needs 'inputs': a list with a tensor for each column")
     if odd := [i for i in inputs if not isinstance(i, dict) or not isinstance(i.get("name"), str)]:

@@ -181,7 +181,8 @@ def timed(content: Any, name: str,  # what the list is called
     rows = content[name] if isinstance(content, dict) and name in content else content
     if isinstance(rows, dict): rows = [rows]
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise ParameterError(f'give {{"{name}": [{example}, ...]}}')
-    if odd := [r["at"] for r in rows if not isinstance(r.get("at") or "", str)]: raise ParameterError(f"'at' holds {odd[0]!r}; give an ISO 8601 time as text")
+    if odd := [r["at"] for r in rows if not isinstance(r.get("at"), (str, type(None)))]: raise ParameterError(f"'at' holds {odd[0]!r}; give an ISO 8601 time as text")
+    if odd := [r[k] for r in rows for k in ("id", "unit") if isinstance(r.get(k), (list, dict, bool))]: raise ParameterError(f"{odd[0]!r} is no name; give the id or unit of each as text")
     now = clock.timestamp(clock.now()).isoformat()
     return [r | {"at": r.get("at") or now} for r in rows]
 
