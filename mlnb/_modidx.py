@@ -826,6 +826,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.deploy.serve.Server._repr_html_': ('deploy/serve.html#server._repr_html_', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.Server.stop': ('deploy/serve.html#server.stop', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.Site': ('deploy/serve.html#site', 'mlnb/deploy/serve.py'),
+                                   'mlnb.deploy.serve.Site.aside': ('deploy/serve.html#site.aside', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.Site.deployments': ('deploy/serve.html#site.deployments', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.Site.find': ('deploy/serve.html#site.find', 'mlnb/deploy/serve.py'),
                                    'mlnb.deploy.serve.Site.run': ('deploy/serve.html#site.run', 'mlnb/deploy/serve.py'),

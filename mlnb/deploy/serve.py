@@ -35,6 +35,8 @@ from ..core.events import feedback
 from ..core.outcomes import record_outcomes
 from ..core.registry import Deployment, Workspace
 from . import batch, binary, openapi, protocol
+from .certificate import engine
+from .hot import Front
 
 log = logging.getLogger("mlnb.serve")
 
@@ -160,9 +162,13 @@ class Site:
         self.known.update(found)
         return found[name] if name is not None else next(iter(found.values()))
 
+    async def aside(self, work: Callable[..., Any], *args: Any) -> Any: # raises what the work raises
+        "Run some work in a thread"
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
+
     async def run(self, work: Callable[..., Any], *args: Any, to: Callable[[Any], Response] = reply) -> Response:
         "The answer of some work, or of its failure"
-        try: return to(await asyncio.get_running_loop().run_in_executor(self.pool, work, *args))
+        try: return to(await self.aside(work, *args))
         except (MlnbError, DBAPIError) as e: return failure(e)
 
 # %% ../../nbs/deploy/serve.ipynb #c1c9ba14
@@ -200,7 +206,9 @@ def came_of(dep: Deployment, content: Any) -> dict[str, int]: # outcomes kept, b
 def health(site: Site) -> dict[str, Any]: # status, and the champion of each deployment; raises MlnbError if something cannot answer
     "Whether everything is there that an answer needs"
     champions = [(d, d.champion) for d in site.deployments()]
-    for _, version in champions: version.load()
+    for _, version in champions:
+        version.load()
+        engine(version)
     return {"status": "ok", "mlnb": about.version,
             "deployments": [{"name": d.name, "model": v.model, "version": v.number, "task": v.task} for d, v in champions]}
 
@@ -332,6 +340,7 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     add_plain(api, site)
     @api.get("/", tags=["health"], **openapi.route("root_response"))
     async def root() -> Response: return reply({"mlnb": about.version, "deployments": [d.name for d in site.deployments()], "documentation": "/docs"})
+    api.add_middleware(Front, find=site.find, run=site.aside, only=site.only is not None)
     api.add_middleware(Guard, token=token)
     routes = api.openapi
     api.openapi = lambda: openapi.complete(routes(), site.deployments())  # type: ignore[method-assign]
@@ -410,7 +419,7 @@ def serve(where: Workspace | Deployment,  # all deployments of a workspace, or o
     name = f"[{host}]" if ":" in host else host
     if port and (old := RUNNING.get(f"http://{name}:{port}")): old.stop()
     sock = listen(host, port, token)
-    core = _Uvicorn(uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=10))
+    core = _Uvicorn(uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, date_header=False, timeout_graceful_shutdown=10))
     thread = threading.Thread(target=core.run, args=([sock],), name="mlnb-server", daemon=True)
     server = Server(f"http://{name}:{sock.getsockname()[1]}", core, thread)
     thread.start()
