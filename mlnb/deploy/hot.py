@@ -26,7 +26,7 @@ from .protocol import datatype
 log = logging.getLogger("mlnb.hot")
 
 # %% auto #0
-__all__ = ['log', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'Said', 'rows_to_log',
+__all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
            'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
            'ask', 'is_usual', 'whole', 'again', 'route', 'Front']
 
@@ -39,6 +39,7 @@ class Prepared(NamedTuple):
     sql: str                 # adds a row to the log
     outputs: list[str]       # prediction, and scores
     types: dict[str, str]    # datatypes of the outputs, the id first
+    encode: Callable[[list[tuple[Any, ...]]], bytes] # the answers to a plain request
 
 def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None: answer the general way
     "Prepare for a version, if its engine is ready"
@@ -46,7 +47,15 @@ def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None:
     if engine is None or engine.few is None or version.schema.names != dep.schema.names or version.outputs.names != dep.outputs.names: return None
     try: decoder = Decoder(version.schema, dep.strict)
     except KeyError: return None
-    return Prepared(version, engine, decoder, insert_sql(dep), version.outputs.names, {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}})
+    types = {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}}
+    return Prepared(version, engine, decoder, insert_sql(dep), version.outputs.names, types, _encoder(dep, version, list(types)))
+
+def _encoder(dep: Deployment, version: ModelVersion, names: list[str]) -> Callable[[list[tuple[Any, ...]]], bytes]:
+    "What makes the reply to a plain request"
+    fields = [f"c{i}" for i in range(len(names))]
+    one = msgspec.defstruct("Answer", fields, rename=dict(zip(fields, names, strict=True)), gc=False)
+    encode, head = msgspec.json.Encoder().encode, msgspec.json.encode({"deployment": dep.name, "version": version.number})[:-1] + b',"predictions":'
+    return lambda rows: head + encode([one(*r) for r in rows]) + b"}"
 
 # %% ../../nbs/deploy/hot.ipynb #a7e3234c
 def ids_at(now: int, n: int) -> list[str]: # as `core.events.new_ids`
@@ -54,23 +63,18 @@ def ids_at(now: int, n: int) -> list[str]: # as `core.events.new_ids`
     chance = secrets.token_hex(6 * n)
     return [f"{now:014x}{i:06x}{chance[12 * i:12 * i + 12]}" for i in range(n)]
 
-class Said(NamedTuple):
-    "What was said to a request"
-    ids: list[str]
-    columns: list[list[Any]]  # the outputs
+Said = list[tuple[Any, ...]] # for each row of a request: its id, and the outputs
 
-def rows_to_log(p: Prepared, batch: list[Asked], said: list[list[Any]], now: int) -> tuple[list[tuple[Any, ...]], list[Said]]: # rows of the log, answers
+def rows_to_log(p: Prepared, batch: list[Asked], said: list[tuple[Any, ...]], now: int) -> tuple[list[tuple[Any, ...]], list[Said]]: # rows of the log, answers
     "What becomes of the answers to a batch"
-    made, number, out, answers, at = ids_at(now, len(said[0])), p.version.number, [], [], 0
-    narrow = p.engine.encoder.narrow
+    made, number, out, answers, at = ids_at(now, len(said)), p.version.number, [], [], 0
     for asked in batch:
         n = len(asked.rows)
-        ids, cut = asked.ids or made[at:at + n], slice(at, at + n)
-        columns = [c[cut] for c in said]
-        for i, row in enumerate(asked.rows):
-            kept = row if not narrow else _narrowed(row, narrow)
-            out.append((ids[i], asked.times[i] if asked.times else now, now, number, asked.units[i] if asked.units else None, "http", *kept, *(c[i] for c in columns)))
-        answers.append(Said(ids, columns))
+        ids, outputs = asked.ids or made[at:at + n], said[at:at + n]
+        rows = asked.rows if not p.engine.encoder.narrow else [_narrowed(r, p.engine.encoder.narrow) for r in asked.rows]
+        times, units = asked.times or [now] * n, asked.units or [None] * n
+        out += [(i, t, now, number, u, "http", *row, *o) for i, t, u, row, o in zip(ids, times, units, rows, outputs, strict=True)]
+        answers.append([(i, *o) for i, o in zip(ids, outputs, strict=True)])
         at += n
     return out, answers
 
@@ -84,8 +88,9 @@ def answer_batch(p: Prepared, journal: Journal, batch: list[Asked]) -> list[Said
     "Answer requests together, and log them"
     y = p.engine.answer(p.engine.encoder.rows([r for a in batch for r in a.rows]))
     if y is None: return _one_by_one(p, journal, batch)
-    scores = y.T.tolist() if p.engine.classes else []
-    rows, answers = rows_to_log(p, batch, [p.engine.labels(y).tolist(), *(scores if len(p.outputs) > 1 else [])], clock.now())
+    labels = p.engine.labels(y).tolist()
+    said = list(zip(labels, *y.T.tolist(), strict=True)) if len(p.outputs) > 1 else [(v,) for v in labels]
+    rows, answers = rows_to_log(p, batch, said, clock.now())
     try: journal.append(p.sql, rows)
     except sqlite3.IntegrityError: return _one_by_one(p, journal, batch)
     except sqlite3.Error as e:
@@ -100,13 +105,12 @@ def _one_by_one(p: Prepared, journal: Journal, batch: list[Asked]) -> list[Said 
 # %% ../../nbs/deploy/hot.ipynb #658665d6
 def plain_reply(dep: Deployment, p: Prepared, asked: Asked, said: Said) -> bytes:
     "The reply to a plain request"
-    names = ("id", *p.outputs)
-    return msgspec.json.encode({"deployment": dep.name, "version": p.version.number, "predictions": [dict(zip(names, r, strict=True)) for r in zip(said.ids, *said.columns, strict=True)]})
+    return p.encode(said)
 
 def tensor_reply(dep: Deployment, p: Prepared, asked: Asked, said: Said) -> bytes:
     "The reply to an inference request"
-    found = dict(zip(("id", *p.outputs), (said.ids, *said.columns), strict=True))
-    outputs = [{"name": n, "datatype": p.types[n], "shape": [len(said.ids)], "data": found[n]} for n in asked.outputs or found]
+    found = dict(zip(p.types, zip(*said, strict=True), strict=True))
+    outputs = [{"name": n, "datatype": p.types[n], "shape": [len(said)], "data": found[n]} for n in asked.outputs or found]
     return msgspec.json.encode({"model_name": dep.name, "model_version": str(p.version.number), **({} if asked.id is None else {"id": asked.id}), "outputs": outputs})
 
 # %% ../../nbs/deploy/hot.ipynb #26d4d9f3
@@ -137,11 +141,12 @@ class Lane:
 def current(lane: Lane, journal: Journal, unnamed: bool = False) -> Prepared | None: # unnamed: was no deployment named?
     "What answers now"
     now = journal.state(lane.dep.id)
-    if now.rollout or (unnamed and not lane.alone and now.deployments != 1): return None
-    if now.champion != lane.tried:
+    if unnamed and not lane.alone and now.deployments != 1: return None
+    if now.rollout: lane.tried, lane.ready = -1, None
+    elif now.champion != lane.tried:
         version = registry.version_by_id(lane.dep.ws, now.champion)
-        if ready_engine(version) is None: return None  # the general way makes it
-        lane.tried, lane.ready = now.champion, prepared(lane.dep, version)
+        engine = ready_engine(version)  # if there is none yet, the general way makes it
+        lane.tried, lane.ready = (-1, None) if engine is None else (now.champion, prepared(lane.dep, version))
     return lane.ready
 
 # %% ../../nbs/deploy/hot.ipynb #bff2e29c
@@ -241,7 +246,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         way = route(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         lane = await self.lane(way[0]) if way is not None and is_usual(scope["headers"]) else None
-        p = None if lane is None or way is None else current(lane, lane.journal, way[0] is None)
+        p = None if lane is None or way is None else lane.ready if lane.ready is not None and (way[0] is not None or lane.alone) else current(lane, lane.journal, way[0] is None)
         if lane is None or way is None or p is None: return await self.app(scope, receive, send)
         body, messages = await whole(receive)
         asked = p.decoder.tensors(body) if way[1] else p.decoder.records(body)

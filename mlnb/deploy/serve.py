@@ -44,7 +44,7 @@ log = logging.getLogger("mlnb.serve")
 __all__ = ['log', 'STATUS', 'LIMIT', 'PATIENCE', 'OPEN', 'RUNNING', 'TooLarge', 'NotJson', 'TooSlow', 'status_of', 'reply',
            'reply_tensors', 'failure', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of', 'Site', 'predicted',
            'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol', 'add_plain', 'refusal',
-           'Guard', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
+           'Guard', 'Application', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
 
 # %% ../../nbs/deploy/serve.ipynb #a778ecbb
 class TooLarge(ParameterError):
@@ -283,8 +283,9 @@ def add_plain(api: FastAPI, site: Site) -> None:
 # %% ../../nbs/deploy/serve.ipynb #e78ed6a0
 OPEN = ("/v2/health/live", "/v2/health/ready")  # what probes may ask without a token; the answers say nothing
 
-def refusal(path: str, headers: dict[bytes, bytes], token: str | None) -> Response | None: # None: come in
+def refusal(path: str, given_headers: list[tuple[bytes, bytes]], token: str | None) -> Response | None: # None: come in
     "Why a request is not let in"
+    headers = {k: v for k, v in given_headers if k in (b"origin", b"host", b"authorization")}
     if token is None:
         origin, host = headers.get(b"origin", b""), headers.get(b"host", b"")
         if origin and origin.split(b"://")[-1] != host: return reply({"error": "requests from pages of other origins are refused; start the server with a token"}, 403)
@@ -304,7 +305,7 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http": return await self.app(scope, receive, send)
-        if refused := refusal(scope["path"], dict(scope["headers"]), self.token): return await refused(scope, receive, send)
+        if refused := refusal(scope["path"], scope["headers"], self.token): return await refused(scope, receive, send)
         started = False
         async def watched(message: Any) -> None:
             nonlocal started
@@ -320,14 +321,22 @@ def _check_token(token: str | None) -> None:
     "Refuse tokens that protect nothing"
     if token is not None and (not token.strip() or not token.isascii()): raise ParameterError("the token is empty or not ASCII; give a long random text, for example secrets.token_urlsafe(), or None")
 
-# %% ../../nbs/deploy/serve.ipynb #ca595f93
+# %% ../../nbs/deploy/serve.ipynb #a3a4b316
+class Application(FastAPI):
+    "An application with layers around it"
+    outer: Any = None
+
+    async def inner(self, scope: Any, receive: Any, send: Any) -> None: await super().__call__(scope, receive, send)
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: await (self.outer or self.inner)(scope, receive, send)
+
+# %% ../../nbs/deploy/serve.ipynb #c250f4cb
 def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
         token: str | None = None,       # what callers must send as a bearer token
         ) -> FastAPI:
     "The application that answers for a workspace or a deployment"
     _check_token(token)
     site = Site(where.ws, where) if isinstance(where, Deployment) else Site(where)
-    api = FastAPI(title="mlnb", version=about.version, description="Predictions that are in the log before you see them")
+    api = Application(title="mlnb", version=about.version, description="Predictions that are in the log before you see them")
     async def failed(_: Request, e: Exception) -> Response: return failure(e)
     async def http(_: Request, e: Any) -> Response:
         refused = reply({"error": f"{e.detail}; see /docs for what there is"}, e.status_code)
@@ -340,8 +349,7 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     add_plain(api, site)
     @api.get("/", tags=["health"], **openapi.route("root_response"))
     async def root() -> Response: return reply({"mlnb": about.version, "deployments": [d.name for d in site.deployments()], "documentation": "/docs"})
-    api.add_middleware(Front, find=site.find, run=site.aside, only=site.only is not None)
-    api.add_middleware(Guard, token=token)
+    api.outer = Guard(Front(api.inner, site.find, site.aside, site.only is not None), token)
     routes = api.openapi
     api.openapi = lambda: openapi.complete(routes(), site.deployments())  # type: ignore[method-assign]
     return api
