@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Workspace
 
 # %% auto #0
-__all__ = ['Budget', 'At', 'Reason', 'By', 'SHOWN', 'Kind', 'contents', 'open_', 'ls', 'register', 'promote', 'read_token',
-           'serve', 'score', 'feedback', 'number', 'drift', 'harm', 'performance', 'templates_of', 'pairs', 'report',
-           'rollout_start', 'rollout_status', 'rollout_tick', 'rollout_moves', 'experiment_plan', 'metric',
-           'experiment_analyze', 'tour']
+__all__ = ['Budget', 'At', 'Reason', 'By', 'SHOWN', 'Kind', 'contents', 'open_', 'ls', 'register', 'promote', 'serve', 'score',
+           'feedback', 'number', 'drift', 'harm', 'performance', 'templates_of', 'pairs', 'report', 'rollout_start',
+           'rollout_status', 'rollout_tick', 'rollout_moves', 'experiment_plan', 'metric', 'experiment_analyze', 'tour']
 
 # %% ../nbs/cli.ipynb #454398e0
 def _versions(ws: Workspace) -> list[dict[str, Any]]:
@@ -133,30 +132,26 @@ def promote(deployment: str, number: Annotated[int, typer.Argument(help="The ver
     end({"deployment": dep.name, "champion": v.number, "reason": reason}, [f"{dep.name}: {v.label} answers now"], as_json)
 
 # %% ../nbs/cli.ipynb #3f7caa4d
-def read_token(path: Path | None,  # a file that holds the token
-               ) -> str | None:    # the token; from MLNB_TOKEN if there is no file, else None; raises ParameterError
-    "The token that callers must send"
-    if path is None: return os.environ.get("MLNB_TOKEN") or None
-    try: token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as e: raise ParameterError(f"{path} cannot be read as a token: {e}") from e
-    if not token: raise ParameterError(f"{path} is empty; put the token into it, for example: python -c 'import secrets; print(secrets.token_urlsafe())' > {path}")
-    return token
-
-# %% ../nbs/cli.ipynb #4c211f44
 @command("serve", "MLNB_TOKEN=... mlnb serve --host 0.0.0.0 --port 8000")
 def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deployment; all by default.")] = None,
           host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = "127.0.0.1",
           port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8000,
-          token_file: Annotated[Path | None, typer.Option(help="File with the token that callers must send; MLNB_TOKEN by default.")] = None,
+          token_file: Annotated[Path | None, typer.Option(help="File with the token that callers must send, or several, one a line; MLNB_TOKEN by default.")] = None,
+          workers: Annotated[int, typer.Option(help="Processes that share the address.", min=1)] = 1,
+          tls_cert: Annotated[Path | None, typer.Option(help="PEM file with a certificate, for https; with --tls-key.")] = None,
+          tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key.")] = None,
+          cors: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Origin of pages that may call, such as https://example.org; may be repeated.")] = None,
           tick: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How often rollouts are evaluated; 0: not by this server.")] = 60.,
           where: Where = "work", as_json: Json = False) -> None:
     "Answer over HTTP until Ctrl-C or SIGTERM"
-    from mlnb.deploy.serve import run
-    ws, token = workspace(where), read_token(token_file)
+    from mlnb.deploy.workers import run
+    ws, token = workspace(where), token_file or os.environ.get("MLNB_TOKEN") or None
+    if (tls_cert is None) != (tls_key is None): raise ParameterError("give both --tls-cert and --tls-key, or neither")
     names = [deployment] if deployment else [d.name for d in ws.deployments()]
     def started(server: Any) -> None:
         print(dumps({"url": server.url, "deployments": names}) if as_json else f"{', '.join(names) or 'nothing yet'}: answers at {server.url} (Ctrl-C stops it)", flush=True)
-    run(ws.deployment(deployment) if deployment else ws, host, port, token, started=started, tick=tick or None)
+    run(ws.deployment(deployment) if deployment else ws, host, port, token, started=started, tick=tick or None,
+        workers=workers, cors=tuple(cors or ()), tls=(tls_cert, tls_key) if tls_cert and tls_key else None)
 
 # %% ../nbs/cli.ipynb #f8f9d982
 @command("score", "mlnb score delays january.parquet scored/january.parquet --id flight --at departs")

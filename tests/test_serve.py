@@ -365,9 +365,9 @@ def test_stopping_lets_open_requests_finish(site: Any, monkeypatch: pytest.Monke
 SCRIPT = """
 import sys
 from mlnb.core import registry
-from mlnb.deploy import serve
+from mlnb.deploy import serve, workers
 ws = registry.open(sys.argv[1])
-if sys.argv[2] == "run": serve.run(ws, port=0)
+if sys.argv[2] == "run": workers.run(ws, port=0)
 else: print("mlnb serves at", serve.serve(ws).url, flush=True); sys.stdin.readline()
 """
 

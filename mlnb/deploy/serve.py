@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import hmac
 import html
 import ipaddress
 import json
 import logging
-import signal
 import socket
+import sqlite3
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -30,43 +31,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..core import about, clock, registry
-from ..core.errors import MlnbError, NotFound, ParameterError, SchemaError, WorkspaceError
+from ..core.errors import MlnbError, NotFound, ParameterError, WorkspaceError
 from ..core.events import feedback
+from ..core.journal import checkpoint
 from ..core.outcomes import record_outcomes
 from ..core.registry import Deployment, Workspace
+from ..core.store import Store
 from . import batch, binary, openapi, protocol
 from .certificate import engine
+from .guard import Busy, Guard, NotJson, TimedOut, TooLarge, TooSlow, check_token, cross_origin, failure, reply, tokens
 from .hot import Front
 
 log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
-__all__ = ['log', 'STATUS', 'LIMIT', 'PATIENCE', 'OPEN', 'RUNNING', 'TooLarge', 'NotJson', 'TooSlow', 'status_of', 'reply',
-           'reply_tensors', 'failure', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of', 'Site', 'predicted',
-           'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol', 'add_plain', 'refusal',
-           'Guard', 'Application', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
-
-# %% ../../nbs/deploy/serve.ipynb #a778ecbb
-class TooLarge(ParameterError):
-    "A request body beyond the limit"
-
-class NotJson(ParameterError):
-    "A request body that is said to be something else"
-
-class TooSlow(ParameterError):
-    "A request body that does not arrive"
-
-STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (SchemaError, 422), (NotFound, 404), (TooSlow, 408), (TooLarge, 413), (NotJson, 415), (ParameterError, 400), (WorkspaceError, 503), (DBAPIError, 503))
-
-def status_of(error: Exception) -> int: # an HTTP status
-    "The status that says what kind of failure it is"
-    return next((code for kind, code in STATUS if isinstance(error, kind)), 500)
-
-# %% ../../nbs/deploy/serve.ipynb #911ddc69
-def reply(content: Any, status: int = 200) -> Response:
-    "JSON, without a model for each message"
-    return Response(json.dumps(content, ensure_ascii=False, allow_nan=False), status, media_type="application/json")
+__all__ = ['log', 'LIMIT', 'PATIENCE', 'RUNNING', 'reply_tensors', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of',
+           'Site', 'predicted', 'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol',
+           'add_plain', 'Application', 'app', 'is_local', 'listen', 'Keeper', 'Server', 'serve', 'stop_all']
 
 # %% ../../nbs/deploy/serve.ipynb #10d8d530
 def reply_tensors(answer: dict[str, Any]) -> Response: # outputs that have bytes as data leave as bytes
@@ -75,16 +56,6 @@ def reply_tensors(answer: dict[str, Any]) -> Response: # outputs that have bytes
     sent = reply(head)
     if not any(isinstance(o["data"], bytes) for o in answer["outputs"]): return sent
     return Response(bytes(sent.body) + tail, headers={binary.HEADER: str(len(sent.body))}, media_type="application/octet-stream")
-
-# %% ../../nbs/deploy/serve.ipynb #b9ed088d
-def failure(error: Exception) -> Response:
-    "What a caller hears of an error"
-    status = status_of(error)
-    if isinstance(error, DBAPIError): text = f"the workspace cannot be used now ({error.orig}); nothing was logged, try again"
-    elif isinstance(error, MlnbError): text = str(error)
-    else: text = "internal error; the server's log says more"
-    if status >= 500: log.error("request failed: %s", text, exc_info=error)
-    return reply({"error": text}, status)
 
 # %% ../../nbs/deploy/serve.ipynb #244c7720
 LIMIT = 16 * 2**20  # bytes of a request body
@@ -150,6 +121,10 @@ class Site:
     only: Deployment | None = None
     known: dict[str, Deployment] = field(default_factory=dict)
     pool: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 4, "mlnb-serve"))
+    waiting: int = 0        # for a thread, or in one
+    most: int = 256         # that may wait
+    patience: float = 60.   # seconds until a caller hears that it takes too long
+    front: Front | None = None
 
     def deployments(self) -> list[Deployment]: return [self.only] if self.only else registry.deployments(self.ws)
 
@@ -162,9 +137,21 @@ class Site:
         self.known.update(found)
         return found[name] if name is not None else next(iter(found.values()))
 
-    async def aside(self, work: Callable[..., Any], *args: Any) -> Any: # raises what the work raises
+    async def aside(self, work: Callable[..., Any], *args: Any) -> Any: # raises what the work raises, Busy or TimedOut
         "Run some work in a thread"
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
+        if self.waiting >= self.most: raise Busy(f"{self.waiting:,} requests wait to be answered, which is all that this server takes; ask again in a second")
+        self.waiting += 1
+        running = asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
+        running.add_done_callback(self._done)  # a thread that hangs goes on counting
+        try: return await asyncio.wait_for(asyncio.shield(running), self.patience)
+        except TimeoutError as e:
+            if running.done(): raise
+            raise TimedOut(f"there was no answer within {self.patience:g} seconds; it may still be logged") from e
+
+    def _done(self, running: asyncio.Future[Any]) -> None:
+        "Count a thread that ended, and whose failure perhaps nobody waits for any more"
+        self.waiting -= 1
+        if not running.cancelled(): running.exception()
 
     async def run(self, work: Callable[..., Any], *args: Any, to: Callable[[Any], Response] = reply) -> Response:
         "The answer of some work, or of its failure"
@@ -280,47 +267,6 @@ def add_plain(api: FastAPI, site: Site) -> None:
         @api.get(path, tags=["plain JSON"], **openapi.route("lookup_response"))
         async def lookup(key: str, deployment: str | None = None) -> Response: return await site.run(lambda: batch.lookup(site.find(deployment), key))
 
-# %% ../../nbs/deploy/serve.ipynb #e78ed6a0
-OPEN = ("/v2/health/live", "/v2/health/ready")  # what probes may ask without a token; the answers say nothing
-
-def refusal(path: str, given_headers: list[tuple[bytes, bytes]], token: str | None) -> Response | None: # None: come in
-    "Why a request is not let in"
-    headers = {k: v for k, v in given_headers if k in (b"origin", b"host", b"authorization")}
-    if token is None:
-        origin, host = headers.get(b"origin", b""), headers.get(b"host", b"")
-        if origin and origin.split(b"://")[-1] != host: return reply({"error": "requests from pages of other origins are refused; start the server with a token"}, 403)
-        return None
-    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-    if path in OPEN or (scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())): return None
-    refused = reply({"error": "give the token of this server in the header 'Authorization: Bearer <token>'"}, 401)
-    refused.headers["WWW-Authenticate"] = "Bearer"
-    return refused
-
-# %% ../../nbs/deploy/serve.ipynb #748b47fa
-@dataclass
-class Guard:
-    "The layer around all routes: who may come in, and what a caller hears when the unexpected happens"
-    app: Any
-    token: str | None = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http": return await self.app(scope, receive, send)
-        if refused := refusal(scope["path"], scope["headers"], self.token): return await refused(scope, receive, send)
-        started = False
-        async def watched(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-        try: await self.app(scope, receive, watched)
-        except Exception as e:
-            if started: raise
-            await failure(e)(scope, receive, send)
-
-# %% ../../nbs/deploy/serve.ipynb #3f4ed409
-def _check_token(token: str | None) -> None:
-    "Refuse tokens that protect nothing"
-    if token is not None and (not token.strip() or not token.isascii()): raise ParameterError("the token is empty or not ASCII; give a long random text, for example secrets.token_urlsafe(), or None")
-
 # %% ../../nbs/deploy/serve.ipynb #a3a4b316
 class Application(FastAPI):
     "An application with layers around it"
@@ -331,10 +277,11 @@ class Application(FastAPI):
 
 # %% ../../nbs/deploy/serve.ipynb #c250f4cb
 def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
-        token: str | None = None,       # what callers must send as a bearer token
+        token: str | Path | None = None, # what callers must send as a bearer token, or a file of tokens, one a line, read again when it changes
+        cors: tuple[str, ...] = (),     # origins of pages that may call
         ) -> FastAPI:
     "The application that answers for a workspace or a deployment"
-    _check_token(token)
+    allowed = tokens(token)
     site = Site(where.ws, where) if isinstance(where, Deployment) else Site(where)
     api = Application(title="mlnb", version=about.version, description="Predictions that are in the log before you see them")
     async def failed(_: Request, e: Exception) -> Response: return failure(e)
@@ -349,7 +296,8 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     add_plain(api, site)
     @api.get("/", tags=["health"], **openapi.route("root_response"))
     async def root() -> Response: return reply({"mlnb": about.version, "deployments": [d.name for d in site.deployments()], "documentation": "/docs"})
-    api.outer = Guard(Front(api.inner, site.find, site.aside, site.only is not None), token)
+    site.front = Front(api.inner, site.find, site.aside, site.only is not None)
+    api.outer = cross_origin(Guard(site.front, allowed, cors), cors, allowed)
     routes = api.openapi
     api.openapi = lambda: openapi.complete(routes(), site.deployments())  # type: ignore[method-assign]
     return api
@@ -363,17 +311,17 @@ def is_local(host: str) -> bool: # "localhost" or a loopback address
 # %% ../../nbs/deploy/serve.ipynb #825c075a
 def listen(host: str,           # an address of this machine
            port: int,           # 0: any free one
-           token: str | None,   # needed unless `host` is local
+           token: str | Path | None, # needed unless `host` is local
            ) -> socket.socket:  # raises ParameterError if it must not or cannot be bound
     "A socket that waits for callers"
-    _check_token(token)
+    if isinstance(token, str): check_token(token)
     if not is_local(host) and token is None:
         raise ParameterError(f"host={host!r} can be reached from other machines; give a token that callers must send, or keep host='127.0.0.1'")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address); sock.listen(128)
+        sock.bind(address); sock.listen(1024)
     except (OSError, OverflowError) as e: raise ParameterError(f"cannot listen on {host!r}, port {port}: {getattr(e, 'strerror', None) or e}; give another port, or 0 for any free one") from e
     return sock
 
@@ -388,7 +336,35 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.up.set()
 
-# %% ../../nbs/deploy/serve.ipynb #f3c1f556
+# %% ../../nbs/deploy/serve.ipynb #6aaf9622
+def _configured(application: Any, tls: tuple[Path, Path] | None) -> uvicorn.Config: # raises ParameterError
+    "How to serve"
+    files: dict[str, Any] = {} if tls is None else {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])}
+    config = uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, date_header=False, timeout_graceful_shutdown=10, **files)
+    try: config.load()
+    except (OSError, ssl.SSLError) as e: raise ParameterError(f"tls={tuple(map(str, tls or ()))}: these are no certificate and its key in PEM files ({getattr(e, 'strerror', None) or e})") from e
+    return config
+
+# %% ../../nbs/deploy/serve.ipynb #1129b2c3
+@dataclass
+class Keeper:
+    "Writes checkpoints beside a server"
+    store: Store
+    every: float = .5 # seconds
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> Keeper:
+        threading.Thread(target=self.work, name="mlnb-keeper", daemon=True).start()
+        return self
+
+    def work(self) -> None:
+        while not self.stopped.wait(self.every):
+            try: checkpoint(self.store)
+            except (sqlite3.Error, OSError) as e: log.debug("no checkpoint now: %s", e)  # somebody else writes one
+
+    def stop(self) -> None: self.stopped.set()
+
+# %% ../../nbs/deploy/serve.ipynb #5c1d95dd
 RUNNING: dict[str, Server] = {}  # by address
 
 @dataclass
@@ -398,6 +374,8 @@ class Server:
     core: _Uvicorn = field(repr=False)
     thread: threading.Thread = field(repr=False)
     beside: Any = field(default=None, repr=False)  # what works beside it, with a `stop()`
+    keeper: Any = field(default=None, repr=False)  # who writes checkpoints
+    site: Site | None = field(default=None, repr=False)
 
     def stop(self, deadline: float = 10.) -> None: # seconds that open requests get
         "Answer what was asked, take nothing new, and end"
@@ -406,6 +384,8 @@ class Server:
         self.thread.join(deadline)
         self.core.force_exit = True
         self.thread.join(5)
+        if self.keeper: self.keeper.stop()
+        if self.site and self.site.front and not self.thread.is_alive(): self.site.front.close()
         RUNNING.pop(self.url, None)
 
     def __enter__(self) -> Server: return self
@@ -418,21 +398,27 @@ class Server:
 def serve(where: Workspace | Deployment,  # all deployments of a workspace, or one
           host: str = "127.0.0.1",        # only this machine can reach it
           port: int = 0,                  # 0: any free one
-          token: str | None = None,       # what callers must send as a bearer token; needed for any other host
+          token: str | Path | None = None, # what callers must send as a bearer token, or a file of tokens; needed for any other host
           tick: float | None = 60.,       # seconds between evaluations of rollouts that are under way; None: somebody else evaluates them
+          *,
+          cors: tuple[str, ...] = (),     # origins of pages that may call, such as "https://example.org"
+          tls: tuple[Path, Path] | None = None, # files with a certificate and its key, for https
+          attend: bool = True,            # keep shadows and evaluate rollouts; one of several servers does
+          sock: socket.socket | None = None,    # listens already
           ) -> Server:                    # it is ready; raises ParameterError if it must not or cannot listen
     "Serve from a thread beside this one"
-    application = app(where, token)
+    application = app(where, token, cors)
     with suppress(WorkspaceError): all_ready(application.state.site)  # load the champions now, not in the first request
-    name = f"[{host}]" if ":" in host else host
-    if port and (old := RUNNING.get(f"http://{name}:{port}")): old.stop()
-    sock = listen(host, port, token)
-    core = _Uvicorn(uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, date_header=False, timeout_graceful_shutdown=10))
+    begin = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:"
+    if port and (old := RUNNING.get(f"{begin}{port}")): old.stop()
+    core = _Uvicorn(_configured(application, tls))
+    sock = sock or listen(host, port, token)
     thread = threading.Thread(target=core.run, args=([sock],), name="mlnb-server", daemon=True)
-    server = Server(f"http://{name}:{sock.getsockname()[1]}", core, thread)
+    server = Server(f"{begin}{sock.getsockname()[1]}", core, thread, site=application.state.site)
     thread.start()
     if not core.up.wait(30): raise MlnbError(f"the server at {server.url} did not start within 30 seconds")
-    server.beside = where.attend(tick)
+    server.keeper = Keeper(application.state.site.ws.store).start()
+    if attend: server.beside = where.attend(tick)
     RUNNING[server.url] = server
     return server
 
@@ -441,21 +427,3 @@ def serve(where: Workspace | Deployment,  # all deployments of a workspace, or o
 def stop_all() -> None:
     "Stop every server of this process"
     for server in list(RUNNING.values()): server.stop(2.)
-
-# %% ../../nbs/deploy/serve.ipynb #69416434
-def run(where: Workspace | Deployment,  # all deployments of a workspace, or one
-        host: str = "127.0.0.1",        # only this machine can reach it
-        port: int = 8000,               # 0: any free one
-        token: str | None = None,       # what callers must send as a bearer token; needed for any other host
-        tick: float | None = 60.,       # seconds between evaluations of rollouts; None: never
-        started: Callable[[Server], object] = lambda s: print(f"mlnb serves at {s.url}", flush=True),  # called when it is ready
-        ) -> None:
-    "Serve until SIGTERM or Ctrl-C"
-    stop = threading.Event()
-    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with serve(where, host, port, token, tick) as server:
-            started(server)
-            while server.thread.is_alive() and not stop.wait(1): pass
-    finally:
-        for s, handler in before.items(): signal.signal(s, handler)
