@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder
 from mlnb.core import events, registry
 from mlnb.core.errors import MlnbError, ParameterError
 from mlnb.core.registry import Deployment, Workspace
-from mlnb.deploy import batch
+from mlnb.deploy import batch, workers
 from mlnb.deploy import serve as serving
 from mlnb.rollout import routing
 
@@ -323,7 +323,7 @@ def test_pages_of_other_origins_are_refused(site: Any) -> None:
 def test_a_server_for_everybody_needs_a_token(site: Any) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(MlnbError, match="give a token"): serving.serve(site.ws, host=host)
-        with pytest.raises(MlnbError, match="give a token"): serving.run(site.ws, host=host)
+        with pytest.raises(MlnbError, match="give a token"): workers.run(site.ws, host=host)
     with pytest.raises(MlnbError, match="token is empty"): serving.serve(site.ws, host="0.0.0.0", token=" ")
     with serving.serve(site.ws, host="0.0.0.0", token="t") as server:
         assert Client(f"http://127.0.0.1:{server.url.rpartition(':')[2]}").get("/v2/health/live")[0] == 200

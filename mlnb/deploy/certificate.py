@@ -190,7 +190,7 @@ def _judge(out: Verdict, version: ModelVersion, group: str, theirs: np.ndarray, 
 
 def plain(fit: pd.DataFrame) -> list[list[Any]]: # a list for each row, None where missing
     "Rows as they come from JSON"
-    return [[None if v is None or v != v else v for v in r] for r in fit.astype(object).itertuples(index=False, name=None)]
+    return [list(r) for r in fit.astype(object).where(fit.notna(), None).itertuples(index=False, name=None)]
 
 def _same_matrix(encoder: Encoder, fit: pd.DataFrame) -> str:
     "Do rows of plain values make the same matrix as a frame?"

@@ -200,10 +200,11 @@ def _ordinal(g: Graph, m: Matrix, s: Any) -> Matrix:
         if levels is None: raise Uncompiled("an OrdinalEncoder of numbers")
         at = [_position(cats.tolist(), v) for v in (*levels, None)] + [None]
         known = s.handle_unknown == "use_encoded_value"
-        for code in [k for k, p in enumerate(at) if p is None and not known and k != len(levels)]: _refuse(g, m, i, code)
+        for code in [k for k, p in enumerate(at) if p is None and not known]: _refuse(g, m, i, code)
         unknown = float(s.unknown_value) if known else np.nan
         table = [float(p) if p is not None else unknown for p in at]
-        table[len(levels)] = float(s.encoded_missing_value) if at[len(levels)] is not None or not known else unknown
+        blank = at[len(levels)]
+        if blank is not None and cats[blank] is not None: table[len(levels)] = float(s.encoded_missing_value)  # None is a level like others, NaN is not
         m = _mapped(g, m, i, table)
     return replace(m, origins=(None,) * len(m.origins), names=None)
 

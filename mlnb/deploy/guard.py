@@ -24,7 +24,7 @@ log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
 __all__ = ['log', 'STATUS', 'OPEN', 'TooLarge', 'NotJson', 'TooSlow', 'Busy', 'TimedOut', 'status_of', 'reply', 'failure',
-           'check_token', 'read_tokens', 'Tokens', 'tokens', 'refusal', 'Guard', 'cross_origin']
+           'check_token', 'read_tokens', 'Tokens', 'tokens', 'refusal', 'caught', 'Caught', 'Guard', 'cross_origin']
 
 # %% ../../nbs/deploy/guard.ipynb #436b815c
 class TooLarge(ParameterError):
@@ -134,6 +134,25 @@ def refusal(path: str, given_headers: list[tuple[bytes, bytes]], token: Tokens |
     return refused
 
 # %% ../../nbs/deploy/guard.ipynb #52af2a32
+async def caught(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    "Run an application; what it raises becomes an answer, unless one has begun"
+    started = False
+    async def watched(message: Any) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+    try: await app(scope, receive, watched)
+    except Exception as e:
+        if started: raise
+        await failure(e)(scope, receive, send)
+
+@dataclass
+class Caught:
+    "A layer inside of an application's own, which would answer in plain text"
+    app: Any
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: await caught(self.app, scope, receive, send)
+
 @dataclass
 class Guard:
     "The layer around all routes: who may come in, and what a caller hears when the unexpected happens"
@@ -147,16 +166,8 @@ class Guard:
         if scope["type"] != "http": return await self.app(scope, receive, send)
         if refused := refusal(scope["path"], scope["headers"], self.token, self.origins): return await refused(scope, receive, send)
         if self.under_way >= self.most and scope["path"] not in OPEN: return await failure(Busy(f"{self.under_way:,} requests are under way, which is all that this server takes; ask again in a second"))(scope, receive, send)
-        started = False
-        async def watched(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
         self.under_way += 1
-        try: await self.app(scope, receive, watched)
-        except Exception as e:
-            if started: raise
-            await failure(e)(scope, receive, send)
+        try: await caught(self.app, scope, receive, send)
         finally: self.under_way -= 1
 
 # %% ../../nbs/deploy/guard.ipynb #d187c65d

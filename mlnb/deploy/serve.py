@@ -39,7 +39,7 @@ from ..core.registry import Deployment, Workspace
 from ..core.store import Store
 from . import batch, binary, openapi, protocol
 from .certificate import engine
-from .guard import Busy, Guard, NotJson, TimedOut, TooLarge, TooSlow, check_token, cross_origin, failure, reply, tokens
+from .guard import Busy, Caught, Guard, NotJson, TimedOut, TooLarge, TooSlow, check_token, cross_origin, failure, reply, tokens
 from .hot import Front
 
 log = logging.getLogger("mlnb.serve")
@@ -296,6 +296,7 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     add_plain(api, site)
     @api.get("/", tags=["health"], **openapi.route("root_response"))
     async def root() -> Response: return reply({"mlnb": about.version, "deployments": [d.name for d in site.deployments()], "documentation": "/docs"})
+    api.add_middleware(Caught)
     site.front = Front(api.inner, site.find, site.aside, site.only is not None)
     api.outer = cross_origin(Guard(site.front, allowed, cors), cors, allowed)
     routes = api.openapi
