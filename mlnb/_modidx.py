@@ -813,6 +813,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlnb.deploy.protocol._flag': ('deploy/protocol.html#_flag', 'mlnb/deploy/protocol.py'),
                                       'mlnb.deploy.protocol._matrix': ('deploy/protocol.html#_matrix', 'mlnb/deploy/protocol.py'),
                                       'mlnb.deploy.protocol._output': ('deploy/protocol.html#_output', 'mlnb/deploy/protocol.py'),
+                                      'mlnb.deploy.protocol._plain': ('deploy/protocol.html#_plain', 'mlnb/deploy/protocol.py'),
                                       'mlnb.deploy.protocol._shown': ('deploy/protocol.html#_shown', 'mlnb/deploy/protocol.py'),
                                       'mlnb.deploy.protocol._tensors_of': ('deploy/protocol.html#_tensors_of', 'mlnb/deploy/protocol.py'),
                                       'mlnb.deploy.protocol.chosen': ('deploy/protocol.html#chosen', 'mlnb/deploy/protocol.py'),

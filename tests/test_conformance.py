@@ -5,7 +5,6 @@ The environment of the kserve client is made once and kept in pytest's cache, or
 import hashlib
 import json
 import os
-import resource
 import socket
 import sqlite3
 import struct
@@ -578,6 +577,7 @@ def test_a_locked_database_is_said_to_be_one(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
 def test_a_full_disk_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    import resource
     ws = make(tmp_path / "work")
     file = ws.store.file
     ws.close()

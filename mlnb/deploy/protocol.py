@@ -109,6 +109,15 @@ def value_of(value: Any,     # as JSON or bytes had it
         raise ValueError(f"has datatype {datatype} but holds {_shown(value)}, which is no whole number")
     raise ValueError(f"has datatype {datatype} but holds {_shown(value)}")
 
+# %% ../../nbs/deploy/protocol.ipynb #2eda8228
+def _plain(values: list[Any], datatype: str) -> list[Any] | None: # None: look at each
+    "Values that are of their datatype beyond doubt"
+    types = set(map(type, values))
+    if types == {str}: return values if datatype == "BYTES" else None
+    if types == {bool}: return values if datatype == "BOOL" else None
+    if types == {int} and datatype not in ("BYTES", "BOOL"): return values if _RANGE[datatype][0] <= min(values) and max(values) <= _RANGE[datatype][1] else None
+    return [None if v != v else v for v in values] if types == {float} and datatype == "FP64" else None
+
 # %% ../../nbs/deploy/protocol.ipynb #3c4c80f4
 def _count(tensor: dict[str, Any]) -> int: # values that it must have; raises ValueError
     "The size of a tensor with a good head"
@@ -126,7 +135,8 @@ def read_tensor(tensor: dict[str, Any], # as in the `inputs` of a request; its d
     count, data, kind = _count(tensor), tensor["data"], tensor["datatype"]
     values = binary.unpack(data, kind, count) if isinstance(data, bytes) else flat(data)
     if len(values) != count: raise ValueError(f"has shape {_shown(tensor['shape'])} but {len(values):,} values")
-    return [value_of(v, kind) for v in values]
+    plain = _plain(values, "FP64" if kind[0] == "F" and isinstance(data, bytes) else kind)  # bytes are never out of range
+    return [value_of(v, kind) for v in values] if plain is None else plain
 
 # %% ../../nbs/deploy/protocol.ipynb #97924fc4
 def _tensors_of(request: Any) -> list[Any]:
