@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['SCHEMES', 'SECRETS', 'REMEDIES', 'SAID', 'Phase', 'PATIENCE', 'WRITE', 'APPEND', 'PIECE', 'ARTEFACTS', 'is_address',
-           'address', 'hidden', 'same_database', 'usual_folder', 'noted', 'note', 'trouble', 'conninfo', 'Database',
-           'open_database', 'open_store']
+__all__ = ['SCHEMES', 'SECRETS', 'REMEDIES', 'SAID', 'Phase', 'PATIENCE', 'WRITE', 'APPEND', 'PIECE', 'ARTEFACTS', 'KEPT',
+           'is_address', 'address', 'hidden', 'same_database', 'usual_folder', 'noted', 'note', 'trouble', 'conninfo',
+           'Database', 'open_database', 'open_store']
 
 # %% ../../nbs/core/postgres.ipynb #9904936b
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -151,6 +151,7 @@ WRITE, APPEND = 0x6D6C6E6201, 0x6D6C6E6202 # locks
 class Database(st.Store):
     "An open workspace in a PostgreSQL database; `path` is the folder for files"
     url: sa.URL = field(default=sa.URL.create("postgresql"))
+    idle: list[Any] = field(default_factory=list) # connections for bulk reads that nobody uses now
 
     @property
     def name(self) -> str: return hidden(self.url)
@@ -182,6 +183,10 @@ class Database(st.Store):
     def settled(self, table: sa.Table) -> int:
         with self._locked("", APPEND) as c: return c.scalar(sa.select(sa.func.max(table.c.seq))) or 0
 
+    def close(self) -> None:
+        while self.idle: self.idle.pop().close()
+        super().close()
+
 # %% ../../nbs/core/postgres.ipynb #b13a1cf5
 PIECE = 2**24 # bytes
 ARTEFACTS = sa.Table("artefacts", sa.MetaData(), sa.Column("sha", st.TEXT, primary_key=True), sa.Column("piece", sa.BigInteger, primary_key=True), sa.Column("data", sa.LargeBinary, nullable=False))
@@ -210,24 +215,45 @@ def _types(query: sa.Select[Any]) -> pa.Schema:
 
 def _statement(store: Database, query: sa.Select[Any]) -> str:
     "A query as text, with its values in it"
-    from psycopg import ClientCursor
+    from psycopg import ClientCursor, Error
     compiled: Any = query.compile(dialect=store.engine.dialect, compile_kwargs={"render_postcompile": True})
-    with store.engine.connect() as c: return str(ClientCursor(c.connection.driver_connection).mogrify(str(compiled), compiled.params)) # type: ignore[arg-type]
+    with store.engine.connect() as c:
+        try: return str(ClientCursor(c.connection.driver_connection).mogrify(str(compiled), compiled.params)) # type: ignore[arg-type]
+        except Error as e: raise trouble(store.name, e, "run") or e from e
+
+KEPT = 4 # connections
+
+def _run(store: Database, connection: Any, sql: str) -> pa.Table:
+    "Let a connection read, and keep it if it did"
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            found = cursor.fetch_arrow_table()
+    except BaseException:
+        connection.close()
+        raise
+    if len(store.idle) < KEPT: store.idle.append(connection)
+    else: connection.close()
+    return found
+
+def _read(store: Database, sql: str) -> pa.Table: # raises WorkspaceError
+    "Rows as they come"
+    import adbc_driver_postgresql.dbapi as adbc
+    while store.idle:
+        try: return _run(store, store.idle.pop(), sql)
+        except (IndexError, adbc.Error): continue # another thread took it; the server has ended it; or the new one says what is wrong
+    phase: Phase = "connect"
+    try:
+        connection = adbc.connect(conninfo(store.url), autocommit=True)
+        phase = "run"
+        return _run(store, connection, sql)
+    except adbc.Error as e: raise trouble(store.name, e, phase, lost=isinstance(e, adbc.OperationalError)) or e from e
 
 @st.fetch.register(Database)
 def _fetch(store: Database, query: sa.Select[Any]) -> pa.Table:
     "All rows of `query` as Arrow columns"
-    import adbc_driver_postgresql.dbapi as adbc
-    import psycopg
-    phase: Phase = "connect"
-    try:
-        sql = _statement(store, query)
-        with adbc.connect(conninfo(store.url)) as c, c.cursor() as cursor:
-            phase = "run"
-            cursor.execute(sql)
-            found = cursor.fetch_arrow_table()
-    except (psycopg.Error, adbc.Error) as e: raise trouble(store.name, e, phase, lost="connection" in str(e)) or e from e
-    return found.rename_columns(_types(query).names).cast(_types(query))
+    types = _types(query)
+    return _read(store, _statement(store, query)).rename_columns(types.names).cast(types)
 
 # %% ../../nbs/core/postgres.ipynb #671ebcb6
 def _check(c: sa.Connection, name: str) -> bool: # does it have a workspace? raises WorkspaceError if it is none of ours

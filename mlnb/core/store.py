@@ -159,7 +159,7 @@ def insert(c: sa.Connection,                # a transaction
            ) -> int:                        # rows that were written
     "Insert rows"
     sql = insert_sql(table, tuple(names), clash, "?" if c.dialect.paramstyle == "qmark" else "%s")
-    return int(c.exec_driver_sql(sql, list(rows)).rowcount) if rows else 0
+    return int(c.exec_driver_sql(sql, rows[0] if len(rows) == 1 else list(rows)).rowcount) if rows else 0
 
 # %% ../../nbs/core/store.ipynb #1fd94968
 def among(store: Store, column: sa.ColumnElement[str], values: list[str]) -> sa.ColumnElement[bool]:
