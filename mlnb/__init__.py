@@ -68,6 +68,9 @@ bind("Deployment",
      rollout="mlnb.rollout.release:begin", mirror="mlnb.rollout.mirror:mirror", tick="mlnb.jupyter.rollouts:tick", review="mlnb.rollout.review:deployment_review", attend="mlnb.rollout.service:attend",
      retrain="mlnb.update.retrain:retrain")
 
+# %% ../nbs/api.ipynb #248bafae
+bind("ModelVersion", certificate="mlnb.deploy.certificate:certificate")
+
 # %% ../nbs/api.ipynb #10bd88f3
 bind("Rollout",
      review="mlnb.rollout.review:review", evaluate="mlnb.rollout.release:evaluate", tick="mlnb.rollout.release:tick", moves="mlnb.rollout.release:moves", slices="mlnb.rollout.slices:rollout_slices", evidence="mlnb.rollout.release:decided_on",

@@ -67,6 +67,7 @@ def record_outcomes(dep: Deployment,
     of, now = next(k for k in WHOSE if k in frame), clock.now()
     times, keys = clock.micros_array(frame["at"]) if "at" in frame else np.full(len(frame), now), frame[of].astype(str).to_numpy(object)
     rows = [(of, keys[i], name, float(values[i]), int(times[i]), now) for name, values in columns.items() for i in np.flatnonzero(np.isfinite(values))]
+    if not rows: return dict.fromkeys(columns, 0)
     table = outcome_table(dep)
     with dep.ws.store.write() as c:
         table.create(c, checkfirst=True)

@@ -308,7 +308,9 @@ def register(ws: Workspace,
     now = clock.now()
     values = {"created": now, "at": now if at is None else clock.micros(at, "at"), "task": d["task"], "artefact": sha, "data": kept,
               "parent": parent.number if parent else None, **_documents(d, metrics, info)}
-    return version(ws, name, _insert_version(ws, name, values))
+    made = version(ws, name, _insert_version(ws, name, values))
+    made.certificate(d["frame"])
+    return made
 
 # %% ../../nbs/core/registry.ipynb #9680549a
 def _insert_deployment(ws: Workspace, name: str, version: ModelVersion, strict: bool, t: int) -> None:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'metadata', 'TEXT', 'NUMBER', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS',
-           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'Clash', 'ADDRESS', 'Store', 'insert_sql', 'insert', 'among',
-           'no_such_table', 'make_tables', 'check_format', 'open_store', 'holds_workspace', 'artefact_path', 'keep',
-           'put', 'load', 'get', 'fetch']
+           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'Clash', 'ADDRESS', 'Store', 'insert_sql',
+           'insert', 'among', 'no_such_table', 'make_tables', 'check_format', 'open_store', 'holds_workspace',
+           'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -75,6 +75,9 @@ MOVES = _table("moves", _int("rollout_id"), _int("number"), _text("state"), _int
 WINDOWS = _table("windows", _int("deployment_id"), _int("version_id"), _int("day"), _int("rows"), sa.Column("profile", sa.LargeBinary, nullable=False),
                  sa.UniqueConstraint("deployment_id", "version_id", "day"))
 FOLDED = _table("folded", _int("deployment_id"), _int("version_id"), _int("seq"), sa.UniqueConstraint("deployment_id", "version_id"))
+
+# %% ../../nbs/core/store.ipynb #dfeb2676
+CERTIFICATES = _table("certificates", _int("version_id"), _text("environment"), _int("at"), _text("document"), _text("files"), sa.UniqueConstraint("version_id", "environment"))
 
 # %% ../../nbs/core/store.ipynb #70392681
 def _frozen(folder: Path) -> bool:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from ..core import registry, store as st
+from ..core import about, registry, store as st
 from ..core.errors import NotFound, ParameterError
 from ..core.registry import Deployment, ModelVersion
 from ..core.schema import Column, Schema
+from . import binary
 
 # %% auto #0
-__all__ = ['NUMBERS', 'datatype', 'tensors', 'served', 'chosen', 'metadata', 'flat', 'read_tensor', 'read_inputs', 'options',
-           'wanted', 'values_of', 'infer']
+__all__ = ['MATRIX', 'DATATYPES', 'datatype', 'tensors', 'served', 'chosen', 'takes_matrix', 'metadata', 'server', 'flat',
+           'value_of', 'read_tensor', 'read_inputs', 'options', 'wanted', 'values_of', 'infer']
 
 # %% ../../nbs/deploy/protocol.ipynb #64677b43
-NUMBERS = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8")
 _DATATYPE = {"numeric": "FP64", "integer": "INT64", "boolean": "BOOL"}
 
 def datatype(column: Column) -> str: # FP64, INT64, BOOL or BYTES
@@ -53,67 +54,124 @@ def chosen(dep: Deployment,
     if number not in known: raise NotFound.of(f"version of {dep.name!r}", number, list(known))
     return known[number]
 
-# %% ../../nbs/deploy/protocol.ipynb #7522e539
+# %% ../../nbs/deploy/protocol.ipynb #1b1280b4
+MATRIX = "matrix"
+
+def takes_matrix(schema: Schema) -> bool:
+    "Can all columns come as one matrix of numbers?"
+    return all(c.kind in ("numeric", "integer") for c in schema.columns) and MATRIX not in schema.names
+
+# %% ../../nbs/deploy/protocol.ipynb #b2317a20
 def metadata(dep: Deployment, number: str | None = None) -> dict[str, Any]:
     "What a client has to know to call a deployment"
     version, row_id = chosen(dep, number), {"name": "id", "datatype": "BYTES", "shape": [-1]}
+    whole = {"properties": {MATRIX: f"all inputs, in this order, as one tensor {MATRIX!r} of shape [-1, {len(version.schema)}]"}} if takes_matrix(version.schema) else {}
     return {"name": dep.name, "versions": [str(n) for n in served(dep)], "platform": "sklearn_skops",
-            "inputs": tensors(version.schema), "outputs": tensors(version.outputs, row_id)}
+            "inputs": tensors(version.schema), "outputs": tensors(version.outputs, row_id), **whole}
 
 # %% ../../nbs/deploy/protocol.ipynb #a4e0b52e
+def server() -> dict[str, Any]:
+    "Who answers, and what it can do beyond the protocol"
+    return {"name": "mlnb", "version": about.version, "extensions": [binary.EXTENSION]}
+
+# %% ../../nbs/deploy/protocol.ipynb #7d9c496a
 def flat(data: Any) -> list[Any]: # the values in row-major order; raises ValueError if it is nested unevenly
     "Nested lists as one list"
-    if not isinstance(data, list): raise ValueError("is not a list")
-    nested = [isinstance(v, list) for v in data]
-    if not any(nested): return data
-    if not all(nested) or len({len(v) for v in data}) > 1: raise ValueError("is nested unevenly")
-    return flat([v for row in data for v in row])
+    if not isinstance(data, list): raise ValueError("has data that is no list")
+    while any(nested := [isinstance(v, list) for v in data]):
+        if not all(nested) or len(set(map(len, data))) > 1: raise ValueError("is nested unevenly")
+        data = [v for row in data for v in row]
+    return data
 
-# %% ../../nbs/deploy/protocol.ipynb #6a50aada
-def _known(value: Any, datatype: str) -> bool:
-    "Is a value of JSON of this datatype, or missing?"
-    if value is None or value != value: return True
-    if datatype == "BYTES": return isinstance(value, str)
-    if datatype == "BOOL": return isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1))
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+# %% ../../nbs/deploy/protocol.ipynb #a7a3c819
+_RANGE: dict[str, tuple[Any, Any]] = {t: (0, 1) if t == "BOOL" else (float(np.finfo(k).min), float(np.finfo(k).max)) if t[0] == "F" else (int(np.iinfo(k).min), int(np.iinfo(k).max)) for t, k in binary.LAYOUT.items()}
+DATATYPES = ("BYTES", *_RANGE)
 
-# %% ../../nbs/deploy/protocol.ipynb #e0aaa5d9
-def read_tensor(tensor: dict[str, Any], # as in the `inputs` of a request
-                ) -> list[Any]:         # a value for each row, None where missing; raises ValueError
-    "The values of an input tensor"
+def _shown(value: Any) -> str:
+    "A value as it may stand in an error"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+def value_of(value: Any,     # as JSON or bytes had it
+             datatype: str,
+             ) -> Any:       # what a frame holds, None where missing; raises ValueError
+    "A value of a tensor"
+    if value is None or value != value: return None
+    if datatype == "BYTES":
+        if isinstance(value, str): return value
+    elif datatype == "BOOL":
+        if value in (0, 1): return bool(value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = _RANGE[datatype]
+        if not (low <= value <= high or (datatype[0] == "F" and isinstance(value, float) and math.isinf(value))): raise ValueError(f"has datatype {datatype} but holds {_shown(value)}; it goes from {low} to {high}")
+        if datatype[0] == "F" or isinstance(value, int): return value
+        if value.is_integer(): return int(value)
+        raise ValueError(f"has datatype {datatype} but holds {_shown(value)}, which is no whole number")
+    raise ValueError(f"has datatype {datatype} but holds {_shown(value)}")
+
+# %% ../../nbs/deploy/protocol.ipynb #3c4c80f4
+def _count(tensor: dict[str, Any]) -> int: # values that it must have; raises ValueError
+    "The size of a tensor with a good head"
     kind, shape = tensor.get("datatype"), tensor.get("shape")
-    if kind not in ("BYTES", "BOOL", *NUMBERS): raise ValueError(f"has datatype {kind!r}; known: BYTES, BOOL, {', '.join(NUMBERS)}")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape): raise ValueError(f"has shape {shape!r}; give a list of sizes such as [3]")
-    if "data" not in tensor: raise ValueError("has no data; binary tensors are not supported, send the values as JSON (tritonclient: binary_data=False)")
-    values = flat(tensor["data"])
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]): raise ValueError(f"has shape {shape}; each column is a tensor of its own, of shape [rows] or [rows, 1]")
-    if len(values) != shape[0]: raise ValueError(f"has shape {shape} but {len(values)} values")
-    if odd := [v for v in values if not _known(v, kind)]: raise ValueError(f"has datatype {kind} but holds {odd[0]!r}")
-    return [None if v is None or v != v else bool(v) if kind == "BOOL" else v for v in values]
+    if kind not in DATATYPES: raise ValueError(f"has datatype {_shown(kind)}; known: {', '.join(DATATYPES)}")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**64 for n in shape): raise ValueError(f"has shape {_shown(shape)}; give a list of sizes such as [3]")
+    if len(shape) not in (1, 2): raise ValueError(f"has shape {_shown(shape)}; give [rows] or [rows, 1]")
+    if "data" not in tensor: raise ValueError("has no data")
+    return math.prod(shape)
 
-# %% ../../nbs/deploy/protocol.ipynb #b7eb4ebb
+# %% ../../nbs/deploy/protocol.ipynb #d361a4e5
+def read_tensor(tensor: dict[str, Any], # as in the `inputs` of a request; its data is a list, or the bytes behind the JSON
+                ) -> list[Any]:         # its values in row-major order, None where missing; raises ValueError
+    "The values of an input tensor"
+    count, data, kind = _count(tensor), tensor["data"], tensor["datatype"]
+    values = binary.unpack(data, kind, count) if isinstance(data, bytes) else flat(data)
+    if len(values) != count: raise ValueError(f"has shape {_shown(tensor['shape'])} but {len(values):,} values")
+    return [value_of(v, kind) for v in values]
+
+# %% ../../nbs/deploy/protocol.ipynb #97924fc4
 def _tensors_of(request: Any) -> list[Any]:
     "The inputs of a request, or what is wrong with the request as a whole"
     if not isinstance(request, dict): raise ParameterError(f"an inference request is a JSON object with 'inputs', not a {type(request).__name__}")
+    if not isinstance(request.get("id"), (str, type(None))): raise ParameterError(f"the id of a request is text, not {_shown(request['id'])}")
     inputs = request.get("inputs")
     if not isinstance(inputs, list) or not inputs: raise ParameterError("an inference request needs 'inputs': a list with a tensor for each column")
     if odd := [i for i in inputs if not isinstance(i, dict) or not isinstance(i.get("name"), str)]:
         raise ParameterError(f"each of the inputs is an object with name, shape, datatype and data; {len(odd)} of {len(inputs)} are not")
     names = [i["name"] for i in inputs]
     if twice := sorted({n for n in names if names.count(n) > 1}): raise ParameterError(f"inputs are given twice: {', '.join(twice)}")
+    if odd := [i["name"] for i in inputs if not isinstance(i.get("parameters") or {}, dict)]: raise ParameterError(f"the parameters of tensor {odd[0]!r} are no JSON object")
     return inputs
 
-# %% ../../nbs/deploy/protocol.ipynb #3c4c80f4
-def read_inputs(request: Any) -> pd.DataFrame: # a column for each tensor; raises ParameterError with all that is wrong
+# %% ../../nbs/deploy/protocol.ipynb #bfb5c77a
+def _column(tensor: dict[str, Any]) -> list[Any]: # a value for each row; raises ValueError
+    "The values of a tensor for one column"
+    values = read_tensor(tensor)
+    if tensor["shape"][1:] not in ([], [1]): raise ValueError(f"has shape {tensor['shape']}; each column is a tensor of its own, of shape [rows] or [rows, 1]")
+    return values
+
+def _matrix(tensor: dict[str, Any], schema: Schema) -> dict[str, list[Any]]: # raises ValueError
+    "The columns of a matrix"
+    values, names, shape = read_tensor(tensor), schema.names, tensor["shape"]
+    if tensor["datatype"] in ("BYTES", "BOOL"): raise ValueError(f"has datatype {tensor['datatype']}; a matrix holds numbers")
+    if shape[1:] != [len(names)]: raise ValueError(f"has shape {shape}; give [rows, {len(names)}], with the columns {', '.join(names)}")
+    return {n: values[i::len(names)] for i, n in enumerate(names)}
+
+# %% ../../nbs/deploy/protocol.ipynb #56a31114
+def read_inputs(request: Any,
+                schema: Schema | None = None,  # of the version that is asked; a matrix needs it
+                tail: bytes = b"",             # what stands behind the JSON, see `binary.split`
+                ) -> pd.DataFrame:             # a column for each tensor; raises ParameterError with all that is wrong
     "The frame that an inference request asks about"
-    columns, wrong = {}, []
-    for tensor in _tensors_of(request):
-        try: columns[tensor["name"]] = read_tensor(tensor)
+    columns: dict[str, list[Any]] = {}
+    wrong, inputs = [], binary.attach(_tensors_of(request), tail)
+    whole = schema if schema and [t["name"] for t in inputs] == [MATRIX] and takes_matrix(schema) else None
+    for tensor in inputs:
+        try: columns |= {tensor["name"]: _column(tensor)} if whole is None else _matrix(tensor, whole)
         except ValueError as e: wrong.append(f"tensor {tensor['name']!r} {e}")
     rows = {name: len(values) for name, values in columns.items()}
     if len(set(rows.values())) > 1: wrong.append(f"tensors differ in their number of rows: {rows}")
     if wrong: raise ParameterError("; ".join(wrong))
-    return pd.DataFrame(columns)
+    return pd.DataFrame({n: pd.Series(v, dtype=object if {int, type(None)} == set(map(type, v)) else None) for n, v in columns.items()})
 
 # %% ../../nbs/deploy/protocol.ipynb #bcb2c200
 _EACH = {"ids": (str, int), "at": (str,), "unit": (str, int, type(None))}
@@ -134,31 +192,49 @@ def options(given: Any,         # an object that may have `ids`, `at` and `unit`
     return out
 
 # %% ../../nbs/deploy/protocol.ipynb #6619b3a7
-def wanted(request: dict[str, Any], outputs: list[str]) -> list[str]: # in the order asked for; raises ParameterError
+def _flag(of: dict[str, Any], name: str, where: str) -> bool | None: # raises ParameterError
+    "A parameter that is true or false, or not given"
+    given = of.get("parameters") or {}
+    if not isinstance(given, dict): raise ParameterError(f"the parameters of {where} are no JSON object")
+    if unable := sorted({"shared_memory_region", "classification"} & set(given)): raise ParameterError(f"{where} asks for {unable[0]}, which this server does not do")
+    if not isinstance(given.get(name), (bool, type(None))): raise ParameterError(f"{name} of {where} is {_shown(given[name])}; give true or false")
+    return given.get(name)
+
+def wanted(request: dict[str, Any],
+           outputs: list[str],     # that there are
+           ) -> dict[str, bool]:   # name -> as bytes?, in the order asked for; raises ParameterError
     "The outputs that a request names, or all"
-    asked = request.get("outputs") or []
+    asked, every = request.get("outputs") or [], _flag(request, "binary_data_output", "the request")
     if not isinstance(asked, list) or not all(isinstance(o, dict) and isinstance(o.get("name"), str) for o in asked):
         raise ParameterError("'outputs' is a list of objects with a name")
     names = [o["name"] for o in asked]
-    if unknown := [n for n in names if n not in outputs]: raise ParameterError(f"there is no output {unknown[0]!r}; known: {', '.join(outputs)}")
-    return names or outputs
+    if unknown := [n for n in names if n not in outputs]: raise ParameterError(f"there is no output {_shown(unknown[0])}; known: {', '.join(outputs)}")
+    if twice := sorted({n for n in names if names.count(n) > 1}): raise ParameterError(f"outputs are asked for twice: {', '.join(twice)}")
+    own = {o["name"]: _flag(o, "binary_data", f"output {o['name']!r}") for o in asked}
+    return {n: bool(every if own.get(n) is None else own[n]) for n in names or outputs}
 
-# %% ../../nbs/deploy/protocol.ipynb #0a0cd488
+# %% ../../nbs/deploy/protocol.ipynb #d336de83
 def values_of(column: pd.Series) -> list[Any]: # plain JSON values, None where missing or infinite
     "A column as JSON"
     return [None if v is None or (isinstance(v, float) and not math.isfinite(v)) else v for v in column.tolist()]
+
+def _output(name: str, datatype: str, column: pd.Series, as_bytes: bool) -> dict[str, Any]:
+    "An output tensor"
+    raw = binary.pack(column.tolist(), datatype) if as_bytes else None
+    return {"name": name, "datatype": datatype, "shape": [len(column)], "data": values_of(column) if raw is None else raw}
 
 # %% ../../nbs/deploy/protocol.ipynb #7373eb7a
 def infer(dep: Deployment,
           request: Any,               # an inference request
           number: str | None = None,  # the version that shall answer; None: the champion
-          ) -> dict[str, Any]:        # an inference response; raises MlnbError, logging nothing, if anything is wrong
+          tail: bytes = b"",          # what stands behind the JSON of the request, see `binary.split`
+          ) -> dict[str, Any]:        # an inference response, outputs that leave as bytes with bytes as data, see `binary.join`; raises MlnbError, logging nothing, if anything is wrong
     "Answer a request of the protocol"
-    frame, version = read_inputs(request), chosen(dep, number)
+    version = chosen(dep, number)
+    frame = read_inputs(request, version.schema, tail)
     types = {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}}
     names = wanted(request, list(types))
     said = dep.predict(frame, source="http", version=version if number is not None else None, **options(request.get("parameters"), len(frame)))
-    outputs = [{"name": n, "datatype": types[n], "shape": [len(said)], "data": values_of(said[n])} for n in names]
     echo = {"id": request["id"]} if request.get("id") is not None else {}
     who = {} if isinstance(said.attrs["version"], list) else {"model_version": str(said.attrs["version"])}
-    return {"model_name": dep.name, **who, **echo, "outputs": outputs}
+    return {"model_name": dep.name, **who, **echo, "outputs": [_output(n, types[n], said[n], raw) for n, raw in names.items()]}

@@ -27,28 +27,37 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..core import about, clock, registry
 from ..core.errors import MlnbError, NotFound, ParameterError, SchemaError, WorkspaceError
 from ..core.events import feedback
 from ..core.outcomes import record_outcomes
 from ..core.registry import Deployment, Workspace
-from . import batch, protocol
+from . import batch, binary, openapi, protocol
+from .certificate import engine
+from .hot import Front
 
 log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
-__all__ = ['log', 'STATUS', 'LIMIT', 'JSON', 'OPEN', 'RUNNING', 'TooLarge', 'status_of', 'reply', 'failure', 'parse', 'body_of',
-           'records_of', 'Site', 'predicted', 'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready',
-           'add_protocol', 'add_plain', 'refusal', 'Guard', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all',
-           'run']
+__all__ = ['log', 'STATUS', 'LIMIT', 'PATIENCE', 'OPEN', 'RUNNING', 'TooLarge', 'NotJson', 'TooSlow', 'status_of', 'reply',
+           'reply_tensors', 'failure', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of', 'Site', 'predicted',
+           'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol', 'add_plain', 'refusal',
+           'Guard', 'app', 'is_local', 'listen', 'Server', 'serve', 'stop_all', 'run']
 
 # %% ../../nbs/deploy/serve.ipynb #a778ecbb
 class TooLarge(ParameterError):
     "A request body beyond the limit"
 
+class NotJson(ParameterError):
+    "A request body that is said to be something else"
+
+class TooSlow(ParameterError):
+    "A request body that does not arrive"
+
 STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (SchemaError, 422), (NotFound, 404), (TooLarge, 413), (ParameterError, 400), (WorkspaceError, 503), (DBAPIError, 503))
+    (SchemaError, 422), (NotFound, 404), (TooSlow, 408), (TooLarge, 413), (NotJson, 415), (ParameterError, 400), (WorkspaceError, 503), (DBAPIError, 503))
 
 def status_of(error: Exception) -> int: # an HTTP status
     "The status that says what kind of failure it is"
@@ -58,6 +67,14 @@ def status_of(error: Exception) -> int: # an HTTP status
 def reply(content: Any, status: int = 200) -> Response:
     "JSON, without a model for each message"
     return Response(json.dumps(content, ensure_ascii=False, allow_nan=False), status, media_type="application/json")
+
+# %% ../../nbs/deploy/serve.ipynb #10d8d530
+def reply_tensors(answer: dict[str, Any]) -> Response: # outputs that have bytes as data leave as bytes
+    "The answer to an inference request"
+    head, tail = binary.join(answer)
+    sent = reply(head)
+    if not any(isinstance(o["data"], bytes) for o in answer["outputs"]): return sent
+    return Response(bytes(sent.body) + tail, headers={binary.HEADER: str(len(sent.body))}, media_type="application/octet-stream")
 
 # %% ../../nbs/deploy/serve.ipynb #b9ed088d
 def failure(error: Exception) -> Response:
@@ -71,6 +88,7 @@ def failure(error: Exception) -> Response:
 
 # %% ../../nbs/deploy/serve.ipynb #244c7720
 LIMIT = 16 * 2**20  # bytes of a request body
+PATIENCE = 30.      # seconds that a request body may take to arrive
 
 def parse(body: bytes) -> Any: # raises ParameterError saying where it is wrong
     "The JSON of a request body"
@@ -81,15 +99,35 @@ def parse(body: bytes) -> Any: # raises ParameterError saying where it is wrong
     except ValueError as e: raise ParameterError(f"the body is not JSON: {e}") from e
     return content
 
-# %% ../../nbs/deploy/serve.ipynb #13936be3
-async def body_of(request: Request) -> Any: # raises TooLarge or ParameterError
-    "The JSON that was sent; what is too large is read to its end but not kept"
+# %% ../../nbs/deploy/serve.ipynb #7c76c812
+_MAY_BE_JSON = ("", "application/json", "text/json", "text/plain", "application/x-www-form-urlencoded", "application/octet-stream")
+
+def check_type(kind: str | None,            # the header Content-Type
+               encoding: str | None = None, # the header Content-Encoding
+               ) -> None:                   # raises NotJson
+    "Refuse what is not JSON by its own account"
+    name = (kind or "").partition(";")[0].strip().lower()
+    if name not in _MAY_BE_JSON and not name.endswith("+json"): raise NotJson(f"the body is said to be {name[:60]!r}; send JSON, as application/json")
+    if (encoding or "identity").strip().lower() != "identity": raise NotJson(f"the body is said to be compressed ({(encoding or '')[:60]!r}); send it as it is")
+
+# %% ../../nbs/deploy/serve.ipynb #82a63c38
+async def bytes_of(request: Request) -> bytes: # raises TooLarge, TooSlow or NotJson
+    "What was sent; what is too large is read to its end but not kept"
+    check_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= LIMIT: parts.append(part)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                size += len(part)
+                if size <= LIMIT: parts.append(part)
+    except TimeoutError as e: raise TooSlow(f"the body did not arrive within {PATIENCE:g} seconds; {size:,} bytes did") from e
+    except ClientDisconnect as e: raise ParameterError("the body was cut off") from e
     if size > LIMIT: raise TooLarge(f"the body has {size:,} bytes, more than {LIMIT:,}; send fewer rows at once, or score a file with mlnb score")
-    return parse(b"".join(parts))
+    return b"".join(parts)
+
+async def body_of(request: Request) -> Any: # raises ParameterError, or one of its kinds that has a status of its own
+    "The JSON that was sent"
+    return parse(await bytes_of(request))
 
 # %% ../../nbs/deploy/serve.ipynb #c0dbdfd9
 def records_of(content: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]: # the rows, and options for `predict`
@@ -124,9 +162,13 @@ class Site:
         self.known.update(found)
         return found[name] if name is not None else next(iter(found.values()))
 
-    async def run(self, work: Callable[..., Any], *args: Any) -> Response:
+    async def aside(self, work: Callable[..., Any], *args: Any) -> Any: # raises what the work raises
+        "Run some work in a thread"
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
+
+    async def run(self, work: Callable[..., Any], *args: Any, to: Callable[[Any], Response] = reply) -> Response:
         "The answer of some work, or of its failure"
-        try: return reply(await asyncio.get_running_loop().run_in_executor(self.pool, work, *args))
+        try: return to(await self.aside(work, *args))
         except (MlnbError, DBAPIError) as e: return failure(e)
 
 # %% ../../nbs/deploy/serve.ipynb #c1c9ba14
@@ -145,7 +187,8 @@ def timed(content: Any, name: str,  # what the list is called
     rows = content[name] if isinstance(content, dict) and name in content else content
     if isinstance(rows, dict): rows = [rows]
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise ParameterError(f'give {{"{name}": [{example}, ...]}}')
-    if odd := [r["at"] for r in rows if not isinstance(r.get("at") or "", str)]: raise ParameterError(f"'at' holds {odd[0]!r}; give an ISO 8601 time as text")
+    if odd := [r["at"] for r in rows if not isinstance(r.get("at"), (str, type(None)))]: raise ParameterError(f"'at' holds {odd[0]!r}; give an ISO 8601 time as text")
+    if odd := [r[k] for r in rows for k in ("id", "unit") if isinstance(r.get(k), (list, dict, bool))]: raise ParameterError(f"{odd[0]!r} is no name; give the id or unit of each as text")
     now = clock.timestamp(clock.now()).isoformat()
     return [r | {"at": r.get("at") or now} for r in rows]
 
@@ -163,7 +206,9 @@ def came_of(dep: Deployment, content: Any) -> dict[str, int]: # outcomes kept, b
 def health(site: Site) -> dict[str, Any]: # status, and the champion of each deployment; raises MlnbError if something cannot answer
     "Whether everything is there that an answer needs"
     champions = [(d, d.champion) for d in site.deployments()]
-    for _, version in champions: version.load()
+    for _, version in champions:
+        version.load()
+        engine(version)
     return {"status": "ok", "mlnb": about.version,
             "deployments": [{"name": d.name, "model": v.model, "version": v.number, "task": v.task} for d, v in champions]}
 
@@ -183,58 +228,56 @@ def ready(site: Site, name: str, number: str | None = None) -> dict[str, Any]:
     return {"name": name, "ready": True}
 
 # %% ../../nbs/deploy/serve.ipynb #9de3461e
-JSON = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
-
 def add_protocol(api: FastAPI, site: Site) -> None:
     "The routes of the Open Inference Protocol"
-    @api.get("/v2", tags=["open inference protocol"])
-    async def server_metadata() -> Response: return reply({"name": "mlnb", "version": about.version, "extensions": []})
+    @api.get("/v2", tags=["open inference protocol"], **openapi.route("metadata_server_response"))
+    async def server_metadata() -> Response: return reply(protocol.server())
 
-    @api.get("/v2/health/live", tags=["open inference protocol"])
+    @api.get("/v2/health/live", tags=["open inference protocol"], **openapi.route("live_server_response"))
     async def live() -> Response: return reply({"live": True, "ready": True})
 
-    @api.get("/v2/health/ready", tags=["open inference protocol"])
+    @api.get("/v2/health/ready", tags=["open inference protocol"], **openapi.route("live_server_response"))
     async def server_ready() -> Response: return await site.run(all_ready, site)
 
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        @api.get(path, tags=["open inference protocol"])
+        @api.get(path, tags=["open inference protocol"], **openapi.route("metadata_model_response"))
         async def model_metadata(model: str, version: str | None = None) -> Response: return await site.run(lambda: protocol.metadata(site.find(model), version))
 
-        @api.get(path + "/ready", tags=["open inference protocol"])
+        @api.get(path + "/ready", tags=["open inference protocol"], **openapi.route("ready_model_response"))
         async def model_ready(model: str, version: str | None = None) -> Response: return await site.run(ready, site, model, version)
 
-        @api.post(path + "/infer", tags=["open inference protocol"], openapi_extra=JSON)
+        @api.post(path + "/infer", tags=["open inference protocol"], **openapi.route("inference_response", "inference_request", bytes_too=True))
         async def model_infer(request: Request, model: str, version: str | None = None) -> Response:
-            if "inference-header-content-length" in request.headers: raise ParameterError("binary tensors are not supported, send the values as JSON (tritonclient: binary_data=False)")
-            content = await body_of(request)
-            return await site.run(lambda: protocol.infer(site.find(model), content, version))
+            head, tail = binary.split(await bytes_of(request), request.headers.get(binary.HEADER))
+            content = parse(head)
+            return await site.run(lambda: protocol.infer(site.find(model), content, version, tail), to=reply_tensors)
 
 # %% ../../nbs/deploy/serve.ipynb #97d4e333
 def add_plain(api: FastAPI, site: Site) -> None:
     "Predictions, labels and lookups in plain JSON"
-    @api.get("/healthz", tags=["health"])
+    @api.get("/healthz", tags=["health"], **openapi.route("health_response"))
     async def healthz() -> Response: return await site.run(health, site)
 
     for path in ("/predict", "/predict/{deployment}"):
-        @api.post(path, tags=["plain JSON"], openapi_extra=JSON)
+        @api.post(path, tags=["plain JSON"], **openapi.route("prediction_response", "prediction_request"))
         async def predict(request: Request, deployment: str | None = None) -> Response:
             content = await body_of(request)
             return await site.run(lambda: predicted(site.find(deployment), content))
 
     for path in ("/feedback", "/feedback/{deployment}"):
-        @api.post(path, tags=["plain JSON"], openapi_extra=JSON)
+        @api.post(path, tags=["plain JSON"], **openapi.route("labels_response", "labels"))
         async def feedback(request: Request, deployment: str | None = None) -> Response:
             content = await body_of(request)
             return await site.run(lambda: labels(site.find(deployment), content))
 
     for path in ("/outcomes", "/outcomes/{deployment}"):
-        @api.post(path, tags=["plain JSON"], openapi_extra=JSON)
+        @api.post(path, tags=["plain JSON"], **openapi.route("outcomes_response", "outcomes"))
         async def outcome(request: Request, deployment: str | None = None) -> Response:
             content = await body_of(request)
             return await site.run(lambda: came_of(site.find(deployment), content))
 
     for path in ("/lookup/{key}", "/lookup/{deployment}/{key:path}"):
-        @api.get(path, tags=["plain JSON"])
+        @api.get(path, tags=["plain JSON"], **openapi.route("lookup_response"))
         async def lookup(key: str, deployment: str | None = None) -> Response: return await site.run(lambda: batch.lookup(site.find(deployment), key))
 
 # %% ../../nbs/deploy/serve.ipynb #e78ed6a0
@@ -286,15 +329,21 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     site = Site(where.ws, where) if isinstance(where, Deployment) else Site(where)
     api = FastAPI(title="mlnb", version=about.version, description="Predictions that are in the log before you see them")
     async def failed(_: Request, e: Exception) -> Response: return failure(e)
-    async def http(_: Request, e: Any) -> Response: return reply({"error": f"{e.detail}; see /docs for what there is"}, e.status_code)
+    async def http(_: Request, e: Any) -> Response:
+        refused = reply({"error": f"{e.detail}; see /docs for what there is"}, e.status_code)
+        refused.headers.update(e.headers or {})  # 405 says what is allowed
+        return refused
     async def invalid(_: Request, e: Any) -> Response: return reply({"error": "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors())}, 422)
     for kind, handler in ((MlnbError, failed), (HTTPException, http), (RequestValidationError, invalid)): api.add_exception_handler(kind, handler)
     api.state.site = site
     add_protocol(api, site)
     add_plain(api, site)
-    @api.get("/", tags=["health"])
+    @api.get("/", tags=["health"], **openapi.route("root_response"))
     async def root() -> Response: return reply({"mlnb": about.version, "deployments": [d.name for d in site.deployments()], "documentation": "/docs"})
+    api.add_middleware(Front, find=site.find, run=site.aside, only=site.only is not None)
     api.add_middleware(Guard, token=token)
+    routes = api.openapi
+    api.openapi = lambda: openapi.complete(routes(), site.deployments())  # type: ignore[method-assign]
     return api
 
 # %% ../../nbs/deploy/serve.ipynb #0b27f9d4
@@ -370,7 +419,7 @@ def serve(where: Workspace | Deployment,  # all deployments of a workspace, or o
     name = f"[{host}]" if ":" in host else host
     if port and (old := RUNNING.get(f"http://{name}:{port}")): old.stop()
     sock = listen(host, port, token)
-    core = _Uvicorn(uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=10))
+    core = _Uvicorn(uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, date_header=False, timeout_graceful_shutdown=10))
     thread = threading.Thread(target=core.run, args=([sock],), name="mlnb-server", daemon=True)
     server = Server(f"http://{name}:{sock.getsockname()[1]}", core, thread)
     thread.start()
