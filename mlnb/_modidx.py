@@ -232,6 +232,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.core.postgres.Database.append': ('core/postgres.html#database.append', 'mlnb/core/postgres.py'),
                                     'mlnb.core.postgres.Database.close': ('core/postgres.html#database.close', 'mlnb/core/postgres.py'),
                                     'mlnb.core.postgres.Database.env': ('core/postgres.html#database.env', 'mlnb/core/postgres.py'),
+                                    'mlnb.core.postgres.Database.file': ('core/postgres.html#database.file', 'mlnb/core/postgres.py'),
                                     'mlnb.core.postgres.Database.name': ('core/postgres.html#database.name', 'mlnb/core/postgres.py'),
                                     'mlnb.core.postgres.Database.read': ('core/postgres.html#database.read', 'mlnb/core/postgres.py'),
                                     'mlnb.core.postgres.Database.settled': ('core/postgres.html#database.settled', 'mlnb/core/postgres.py'),

@@ -156,6 +156,8 @@ class Database(st.Store):
     @property
     def name(self) -> str: return hidden(self.url)
     @property
+    def file(self) -> Path: raise WorkspaceError(f"{self.name} is a database of a server, not a file")
+    @property
     def env(self) -> dict[str, str]: return {"MLNB_WORKSPACE": self.url.render_as_string(hide_password=False)}
     def __repr__(self) -> str: return f"Database({self.name!r})"
 

@@ -259,7 +259,7 @@ class Front:
         if name not in self.names:
             try: found = await self.run(self.find, name)
             except MlnbError: return None
-            if found.ws.store.read_only: return None
+            if found.ws.store.read_only or found.ws.store.engine.dialect.name != "sqlite": return None
             self.names[name] = self.lanes.get(found.id) or self.lanes.setdefault(found.id, Lane(found, self.run, Journal(found.ws.store), Journal(found.ws.store, 30.), self.only))
         return self.names[name]
 
