@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SCHEMES', 'SECRETS', 'REMEDIES', 'SAID', 'Phase', 'PATIENCE', 'WRITE', 'APPEND', 'PIECE', 'ARTEFACTS', 'KEPT',
            'is_address', 'address', 'hidden', 'same_database', 'usual_folder', 'noted', 'note', 'trouble', 'conninfo',
-           'Database', 'open_database', 'open_store']
+           'locked', 'Database', 'check', 'open_database', 'open_store']
 
 # %% ../../nbs/core/postgres.ipynb #9904936b
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -147,6 +147,14 @@ def _engine(url: sa.URL) -> sa.Engine: # its address is in nobody's sight; raise
 # %% ../../nbs/core/postgres.ipynb #9a2dbcbc
 WRITE, APPEND = 0x6D6C6E6201, 0x6D6C6E6202 # locks
 
+@contextmanager
+def locked(engine: sa.Engine, lock: int, shared: bool = False) -> Iterator[sa.Connection]: # shared: with others who share it
+    "A transaction that begins with a lock, and lets go of it when it ends"
+    with engine.begin() as c:
+        c.exec_driver_sql(f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}(%s::bigint)", (lock,))
+        yield c
+
+# %% ../../nbs/core/postgres.ipynb #71ff7c50
 @dataclass(frozen=True, repr=False)
 class Database(st.Store):
     "An open workspace in a PostgreSQL database; `path` is the folder for files"
@@ -162,28 +170,21 @@ class Database(st.Store):
     def __repr__(self) -> str: return f"Database({self.name!r})"
 
     @contextmanager
-    def _locked(self, lock: str, key: int) -> Iterator[sa.Connection]:
-        "A transaction that begins with a lock, and lets go of it when it ends"
-        with self.engine.begin() as c:
-            c.exec_driver_sql(f"SELECT pg_advisory_xact_lock{lock}(%s::bigint)", (key,))
-            yield c
-
-    @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         with self.engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as c, c.begin(): yield c
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         self.check_writable()
-        with self._locked("", WRITE) as c: yield c
+        with locked(self.engine, WRITE) as c: yield c
 
     @contextmanager
     def append(self) -> Iterator[sa.Connection]:
         self.check_writable()
-        with self._locked("_shared", APPEND) as c: yield c
+        with locked(self.engine, APPEND, shared=True) as c: yield c
 
     def settled(self, table: sa.Table) -> int:
-        with self._locked("", APPEND) as c: return c.scalar(sa.select(sa.func.max(table.c.seq))) or 0
+        with locked(self.engine, APPEND) as c: return c.scalar(sa.select(sa.func.max(table.c.seq))) or 0
 
     def close(self) -> None:
         while self.idle: self.idle.pop().close()
@@ -258,7 +259,7 @@ def _fetch(store: Database, query: sa.Select[Any]) -> pa.Table:
     return _read(store, _statement(store, query)).rename_columns(types.names).cast(types)
 
 # %% ../../nbs/core/postgres.ipynb #671ebcb6
-def _check(c: sa.Connection, name: str) -> bool: # does it have a workspace? raises WorkspaceError if it is none of ours
+def check(c: sa.Connection, name: str) -> bool: # does it have a workspace? raises WorkspaceError if it is none of ours
     "Look at a database"
     tables = (look := sa.inspect(c)).get_table_names()
     ours = "meta" in tables and {"key", "value"} <= {column["name"] for column in look.get_columns("meta")}
@@ -268,10 +269,11 @@ def _check(c: sa.Connection, name: str) -> bool: # does it have a workspace? rai
     if found is not None: st.check_format(name, found)
     return found is not None
 
+# %% ../../nbs/core/postgres.ipynb #892d89bd
 def _prepare(store: Database) -> None:
     "Make the tables that a workspace lacks"
     with store.write() as c:
-        _check(c, store.name)
+        check(c, store.name)
         st.make_tables(c)
         ARTEFACTS.create(c, checkfirst=True)
 
@@ -285,7 +287,7 @@ def open_database(url: sa.URL,
         _prepare(store)
         note(store.path, url)
         return store
-    with store.read() as c: exists = _check(c, store.name)
+    with store.read() as c: exists = check(c, store.name)
     if not exists: raise WorkspaceError(f"there is no workspace in {store.name}; open it without read_only=True to make one")
     return store
 

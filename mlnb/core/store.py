@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'metadata', 'TEXT', 'NUMBER', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS',
-           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'Clash', 'ADDRESS', 'Store', 'insert_sql',
+           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'Clash', 'ADDRESS', 'Store', 'mark', 'insert_sql',
            'insert', 'among', 'no_such_table', 'make_tables', 'check_format', 'open_store', 'holds_workspace',
            'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
 
@@ -144,6 +144,10 @@ class Store:
 # %% ../../nbs/core/store.ipynb #fa20f98d
 Clash = Literal["refuse", "skip", "replace"] # when a row is there already: sa.exc.IntegrityError, keep the old row, or take the new one, by the first column
 
+def mark(dialect: sa.Dialect) -> str:
+    "What a driver has in the place of a value"
+    return "?" if dialect.paramstyle == "qmark" else "%s"
+
 @cache
 def insert_sql(table: str, names: tuple[str, ...], clash: Clash = "refuse", mark: str = "?") -> str:
     "The statement that inserts a row into these columns"
@@ -161,7 +165,7 @@ def insert(c: sa.Connection,                # a transaction
            clash: Clash = "refuse",         # what to do about rows that are there already
            ) -> int:                        # rows that were written
     "Insert rows"
-    sql = insert_sql(table, tuple(names), clash, "?" if c.dialect.paramstyle == "qmark" else "%s")
+    sql = insert_sql(table, tuple(names), clash, mark(c.dialect))
     return int(c.exec_driver_sql(sql, rows[0] if len(rows) == 1 else list(rows)).rowcount) if rows else 0
 
 # %% ../../nbs/core/store.ipynb #1fd94968
