@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 import mlnb
-from mlnb.core import store as st
+from mlnb.core import postgres, store as st
 from mlnb.core.errors import ArtefactError, MissingExtra, NotFound, ParameterError, WorkspaceError
 from mlnb.core.events import log_predictions, tables
 from mlnb.core.exposures import read_exposed, read_shadowed
@@ -491,3 +492,44 @@ def test_service_continues_when_the_server_is_back(tmp_path, server):
             server.start()
             ask(200)
             assert set(answered) == set(dep.predictions()["id"]) and len(answered) == 5
+
+
+# The fast path of a server
+
+def test_requests_that_wait_are_logged_together_and_a_promotion_is_seen_at_once(ws, url):
+    dep, n = small(ws), 8
+    X, y = pd.DataFrame({"x": np.arange(100.)}), np.arange(100) > 50
+    v2 = ws.register("m", LogisticRegression(C=.1).fit(X, y), X, y)
+    answered, groups = [], []
+    def ask():
+        status, said = post(service.url + "/predict/d", {"records": [{"x": 1.}]})
+        assert status == 200, said
+        answered.append(said["predictions"][0]["id"])
+        return answered[-1], said["version"]
+    with dep.serve(tick=None) as service, ThreadPoolExecutor(n) as pool:
+        ask()
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not any(g <= n // 2 for g in groups):  # the first requests go the general way
+            with postgres.locked(ws.store.engine, postgres.APPEND):  # nobody can log now, so they gather
+                asked = [pool.submit(ask) for _ in range(n)]
+                waiting(ws)
+                time.sleep(.3)
+            mine = [f.result(60)[0] for f in asked]
+            log = tables(dep)[0]
+            groups.append(len({r[0] for r in ws.rows(sa.select(log.c.logged).where(log.c.id.in_(mine)))}))
+        assert min(groups) <= n // 2, groups
+        assert ask()[1] == 1
+        with mlnb.open(url, folder=ws.path) as other: other.deployment("d").promote(v2, "simpler")
+        assert ask()[1] == 2
+    kept = list(dep.predictions()["id"])
+    assert sorted(kept) == sorted(answered) and len(set(kept)) == len(kept)
+
+
+def waiting(ws):
+    "Wait until somebody waits for a lock"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with ws.store.engine.connect() as c:
+            if c.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").scalar(): return
+        time.sleep(.02)
+    raise AssertionError("nobody waits")

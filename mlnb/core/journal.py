@@ -34,6 +34,9 @@ class State(NamedTuple):
     champion: int     # key of the version
     rollout: bool     # is one under way?
 
+    @classmethod
+    def of(cls, row: Any) -> State: return cls(row[0], row[1], bool(row[2])) # from _STATE
+
 _STATE = """SELECT (SELECT count(*) FROM deployments),
     (SELECT version_id FROM roles WHERE deployment_id = :dep AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1),
     EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = :dep AND active = 1)"""
@@ -42,7 +45,6 @@ _STATE = """SELECT (SELECT count(*) FROM deployments),
 class Journal:
     "A connection that appends to the log, and knows who answers"
     waits = False # may the event loop use it?
-
     def __init__(self, store: st.Store, wait: float = 0.): # wait: seconds for other writers
         self.file = store.file
         self.c = sqlite3.connect(store.file, timeout=wait, check_same_thread=False, isolation_level=None, cached_statements=64)
@@ -53,9 +55,7 @@ class Journal:
         "Who answers now"
         (version,) = self.c.execute("PRAGMA data_version").fetchone()
         if version != self.version: self.version, self.known = version, {}
-        if dep not in self.known:
-            found = self.c.execute(_STATE, {"dep": dep}).fetchone()
-            self.known[dep] = State(found[0], found[1], bool(found[2]))
+        if dep not in self.known: self.known[dep] = State.of(self.c.execute(_STATE, {"dep": dep}).fetchone())
         return self.known[dep]
 
     def ask(self, dep: int) -> State: return self.state(dep)
@@ -103,11 +103,11 @@ class ServerJournal:
     def ask(self, dep: int) -> State: # raises WorkspaceError
         "Who answers now"
         try:
-            with self.store.read() as c: found = c.execute(sa.text(_STATE), {"dep": dep}).one()
+            with self.store.read() as c: heard = State.of(c.execute(sa.text(_STATE), {"dep": dep}).one())
         except BaseException:
             self.known.pop(dep, None)
             raise
-        self.known[dep] = heard = State(found[0], found[1], bool(found[2]))
+        self.known[dep] = heard
         return heard
 
     def append(self, sql: str, rows: list[tuple[Any, ...]]) -> None: # raises one of CLASH and BUSY, keeping none

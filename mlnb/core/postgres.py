@@ -216,6 +216,7 @@ def _types(query: sa.Select[Any]) -> pa.Schema:
     kinds = {int: pa.int64(), bool: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
     return pa.schema([(c.name, kinds[c.type.python_type]) for c in query.selected_columns])
 
+# %% ../../nbs/core/postgres.ipynb #8bba501a
 def _statement(store: Database, query: sa.Select[Any]) -> str:
     "A query as text, with its values in it"
     from psycopg import ClientCursor, Error
@@ -224,6 +225,7 @@ def _statement(store: Database, query: sa.Select[Any]) -> str:
         try: return str(ClientCursor(c.connection.driver_connection).mogrify(str(compiled), compiled.params)) # type: ignore[arg-type]
         except Error as e: raise trouble(store.name, e, "run") or e from e
 
+# %% ../../nbs/core/postgres.ipynb #d38825d0
 KEPT = 4 # connections
 
 def _run(store: Database, connection: Any, sql: str) -> pa.Table:

@@ -27,7 +27,7 @@ log = logging.getLogger("mlnb.hot")
 # %% auto #0
 __all__ = ['log', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'Said', 'rows_to_log',
            'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
-           'heard', 'ask', 'is_usual', 'whole', 'again', 'route', 'Front']
+           'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'Front']
 
 # %% ../../nbs/deploy/hot.ipynb #888c65f9
 class Prepared(NamedTuple):
@@ -175,11 +175,6 @@ def flush(lane: Lane) -> None:
         asyncio.ensure_future(_aside(lane, batch))
     if lane.queue and not lane.busy: asyncio.get_running_loop().call_soon(flush, lane)
 
-async def heard(lane: Lane) -> None:
-    "Ask in a thread who answers now, and prepare for it"
-    try: await lane.run(current, lane, lane.journal, False, True)
-    except BUSY as e: log.info("nobody knows who answers for %s now (%s); the general way finds out", lane.dep.name, e)
-
 async def _aside(lane: Lane, batch: list[Waiting]) -> None:
     "Answer a batch in a thread"
     said: list[Said | None] = [None] * len(batch)
@@ -196,6 +191,17 @@ async def ask(lane: Lane, p: Prepared, asked: Asked) -> Said | None: # None: ans
     lane.queue.append(Waiting(asked, p, mine))
     if len(lane.queue) == 1 and not lane.busy: loop.call_soon(flush, lane)
     return await mine
+
+# %% ../../nbs/deploy/hot.ipynb #a51729c6
+async def heard(lane: Lane) -> None:
+    "Ask in a thread who answers now, and prepare for it"
+    try: await lane.run(current, lane, lane.journal, False, True)
+    except BUSY as e: log.info("nobody knows who answers for %s now (%s); the general way finds out", lane.dep.name, e)
+
+def listening(lane: Lane) -> Lane: # the same
+    "Ask again, if it is time to"
+    if lane.journal.due(lane.dep.id): asyncio.ensure_future(heard(lane))
+    return lane
 
 # %% ../../nbs/deploy/hot.ipynb #01aeb00a
 Scope = dict[str, Any]
@@ -265,9 +271,7 @@ class Front:
             except MlnbError: return None
             if found.ws.store.read_only: return None
             self.names[name] = self.lanes.get(found.id) or self.lanes.setdefault(found.id, Lane(found, self.run, *journals(found.ws.store), self.only))
-        lane = self.names[name]
-        if lane.journal.due(lane.dep.id): asyncio.ensure_future(heard(lane))
-        return lane
+        return listening(self.names[name])
 
     def close(self) -> None:
         "Give the connections back"
