@@ -1,4 +1,6 @@
 "A PostgreSQL server for tests: of its own folder, port and process, gone when they are over"
+import contextlib
+import ctypes
 import os
 import pwd
 import shutil
@@ -39,6 +41,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def end_with_parent() -> None:
+    "Let Linux stop the server if these tests are killed"
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
+
+
 class Cluster:
     "A server that can be started, stopped and asked for new databases"
     def __init__(self, bin: Path, folder: Path):
@@ -49,7 +56,7 @@ class Cluster:
         (secret := self.folder / "password").write_text(PASSWORD)
         if self.who:
             for p in (self.folder, secret): os.chown(p, self.who["user"], self.who["group"])
-        command = ["initdb", "-D", "data", "-U", "mlnb", "-A", "scram-sha-256", "--pwfile", "password", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        command = ["initdb", "-D", "data", "-U", "mlnb", "-A", "scram-sha-256", "--pwfile", "password", "-E", "UTF8", "--locale=C", "--no-sync"]
         done = subprocess.run([self.bin / command[0], *command[1:]], cwd=self.folder, capture_output=True, text=True, timeout=WAIT, **self.who)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -58,7 +65,7 @@ class Cluster:
         settings = [a for k, v in SETTINGS.items() for a in ("-c", f"{k}={v}")]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen([self.bin / "postgres", "-D", "data", "-p", str(self.port), "-k", str(self.folder), *settings], cwd=self.folder,
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C.UTF-8"}, start_new_session=True, **self.who)
+                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"}, start_new_session=True, preexec_fn=end_with_parent, **self.who)
         deadline = time.monotonic() + WAIT
         import psycopg
         while True:

@@ -148,6 +148,13 @@ def texts(server, url):
         return "\n".join(str(r) for t in tables if t != "artefacts" for r in c.execute(f'SELECT * FROM "{t}"'))
 
 
+def test_text_is_in_order_of_its_bytes_and_numbers_have_64_bits(lived):
+    with psycopg.connect(lived[1]) as c:
+        columns = c.execute("SELECT table_name, column_name, data_type, collation_name FROM information_schema.columns WHERE table_schema = 'public'").fetchall()
+    assert {r[3] for r in columns if r[2] == "text"} == {"C"} and len(columns) > 100
+    assert {r[2] for r in columns if r[1] in ("id", "seq") and r[2] != "text"} == {"bigint"}
+
+
 def test_the_password_is_nowhere(lived, server, capfd):
     ws, url, _ = lived
     held = "".join(p.read_bytes().decode("latin-1") for p in ws.path.rglob("*") if p.is_file())
