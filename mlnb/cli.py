@@ -76,7 +76,7 @@ def open_(folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="T
     "Make a workspace if there is none, and list what is in it"
     ws = workspace(folder or where, read_only, make=True)
     found = contents(ws)
-    end({"workspace": str(ws.path), **found}, [f"workspace {ws.path}{' (read-only)' if read_only else ''}\n", *_listing(found)], as_json)
+    end({"workspace": ws.store.name, **found}, [f"workspace {ws.store.name}{' (read-only)' if read_only else ''}\n", *_listing(found)], as_json)
 
 # %% ../nbs/cli.ipynb #2097175c
 @command("ls", "mlnb ls deployments")

@@ -124,7 +124,7 @@ def main(args: list[str] | None = None, # as typed behind `mlnb`; those of the p
     return 0
 
 # %% ../nbs/terminal.ipynb #fdcb6ff1
-Where = Annotated[str, typer.Option("-w", "--workspace", envvar="MLNB_WORKSPACE", metavar="FOLDER", help="The workspace.")]
+Where = Annotated[str, typer.Option("-w", "--workspace", envvar="MLNB_WORKSPACE", metavar="FOLDER", help="The workspace: a folder, or postgresql://user@host/database.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="Start of the window of event time, included: 2013-07-01, or with a time of day. UTC.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End of the window, excluded.")]
@@ -134,7 +134,8 @@ def workspace(where: str, read_only: bool = False,
               ) -> Workspace:     # raises WorkspaceError
     "The workspace that a command works on"
     from mlnb.core.registry import open
-    if not make and "://" not in where and not (Path(where) / "mlnb.db").exists():
+    from mlnb.core.store import holds_workspace
+    if not make and "://" not in where and not holds_workspace(where):
         raise WorkspaceError(f"there is no workspace in {where!r}; name another with -w FOLDER or MLNB_WORKSPACE, or make this one: mlnb open {where}")
     return open(where, read_only)
 

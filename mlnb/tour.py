@@ -21,6 +21,7 @@ from .core.datasets import FLIGHT_FEATURES, delayed, flights
 from .core.errors import MlnbError, ParameterError, WorkspaceError
 from .core.registry import Deployment, Workspace
 from .core.result import BLUE, GREEN, GREY, ORANGE, Result, figure, jsonable
+from .core.store import holds_workspace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -312,10 +313,11 @@ def write_page(result: TourResult, path: Path, requests: int) -> None:
 def fresh_folder(where: str | os.PathLike[str] | None) -> Path: # raises WorkspaceError if there is a workspace in `where`
     "The folder of the tour: the one that was given, or the first free of mlnb-tour, mlnb-tour-2, ..."
     if where is not None:
-        if (Path(where) / "mlnb.db").exists(): raise WorkspaceError(f"there is a workspace in {where} already, and the tour wants a new one; give another folder")
+        if "://" in str(where): raise ParameterError("the tour makes a folder of its own; give the name of a new one, not an address")
+        if holds_workspace(where): raise WorkspaceError(f"there is a workspace in {where} already, and the tour wants a new one; give another folder")
         return Path(where)
     names: Iterator[str] = (f"mlnb-tour{f'-{i}' if i > 1 else ''}" for i in range(1, 10_000))
-    return next(Path(n) for n in names if not (Path(n) / "mlnb.db").exists())
+    return next(Path(n) for n in names if not holds_workspace(n))
 
 # %% ../nbs/tour.ipynb #bb0ed15f
 def page_of(run: Any) -> str: # relative to the workspace

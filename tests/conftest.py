@@ -3,9 +3,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
@@ -41,6 +43,14 @@ def chromium() -> str:
         path = shutil.which(name)
         if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0: return path
     pytest.fail("there is no Chromium or Chrome (Debian: apt-get install chromium); leave the browser out with -m 'not browser'")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Cluster]:
+    "A PostgreSQL server of the tests' own"
+    try:
+        with cluster() as made: yield made
+    except LookupError as e: pytest.fail(str(e))
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def test_scripts_are_posix_sh() -> None:
 def test_colab_has_what_notebooks_and_tests_import(declared: dict[str, str]) -> None:
     def names(text: str) -> set[str]: return set(re.findall(r"(?<![\w.\[=<>~-])[a-z][a-z0-9_-]*", text.lower()))
     installed = re.search(r"^ *pip_install (.*\n(?: {8}.*\n)*)", (ROOT / ".ci/colab").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    assert "--editable '.[scale]'" in installed
+    assert "--editable '.[scale,postgres]'" in installed
     left_out = {"nbdev", "ruff", "mypy", "pandas-stubs", "pre-commit", "playwright", "schemathesis", "tritonclient"}
     assert names(declared["dev_requirements"]) - names(installed) == left_out, "add to .ci/colab what was added to dev_requirements, or here"
     pinned = dict(line.split("==") for line in (ROOT / ".ci/colab.txt").read_text(encoding="utf-8").splitlines()[1:])

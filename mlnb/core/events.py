@@ -33,21 +33,21 @@ SQL_TYPES = {"numeric": sa.Float, "integer": sa.BigInteger, "boolean": sa.Intege
 
 def sql_columns(prefix: str, columns: tuple[Column, ...]) -> list[sa.Column[Any]]:
     "SQL columns for the columns of a schema"
-    return [sa.Column(f"{prefix}{i}_{c.name}"[:60], SQL_TYPES.get(c.kind, sa.Text), nullable=True) for i, c in enumerate(columns)]
+    return [sa.Column(f"{prefix}{i}_{c.name}"[:60], SQL_TYPES.get(c.kind, st.TEXT), nullable=True) for i, c in enumerate(columns)]
 
 # %% ../../nbs/core/events.ipynb #bf51e989
 def log_table(dep: Deployment) -> sa.Table:
     "The table of a deployment's predictions"
-    return sa.Table(f"log_{dep.id}", sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("id", sa.Text, nullable=False, unique=True),
+    return sa.Table(f"log_{dep.id}", sa.MetaData(), sa.Column("seq", st.NUMBER, primary_key=True), sa.Column("id", st.TEXT, nullable=False, unique=True),
                     sa.Column("at", sa.BigInteger, nullable=False, index=True), sa.Column("logged", sa.BigInteger, nullable=False),
-                    sa.Column("version", sa.Integer, nullable=False), sa.Column("unit", sa.Text), sa.Column("source", sa.Text, nullable=False),
+                    sa.Column("version", sa.Integer, nullable=False), sa.Column("unit", st.TEXT), sa.Column("source", st.TEXT, nullable=False),
                     *sql_columns("x", dep.schema.columns), *sql_columns("y", dep.outputs.columns))
 
 # %% ../../nbs/core/events.ipynb #519695c7
 def feedback_table(dep: Deployment) -> sa.Table:
     "The table of the labels that were sent to a deployment"
-    kind = sa.Float if dep.first.task == "regression" else sa.Text
-    return sa.Table(f"feedback_{dep.id}", sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("id", sa.Text, nullable=False, index=True),
+    kind: Any = sa.Float() if dep.first.task == "regression" else st.TEXT
+    return sa.Table(f"feedback_{dep.id}", sa.MetaData(), sa.Column("seq", st.NUMBER, primary_key=True), sa.Column("id", st.TEXT, nullable=False, index=True),
                     sa.Column("y", kind, nullable=False), sa.Column("at", sa.BigInteger, nullable=False), sa.Column("received", sa.BigInteger, nullable=False))
 
 # %% ../../nbs/core/events.ipynb #a64dddb4
@@ -124,11 +124,9 @@ def _taken(dep: Deployment, log: sa.Table, ids: list[str]) -> list[str]:
 # %% ../../nbs/core/events.ipynb #42f0ab09
 def _insert(dep: Deployment, log: sa.Table, rows: list[tuple[Any, ...]], also: Callable[[sa.Connection], object] | None = None) -> None:
     "Insert rows of the log in one transaction"
-    columns = [c for c in log.c if c.name != "seq"]
-    sql = str(log.insert().compile(dep.ws.store.engine, column_keys=[c.name for c in columns]))
     try:
-        with dep.ws.store.write() as c:
-            c.exec_driver_sql(sql, rows)
+        with dep.ws.store.append() as c:
+            st.insert(c, log.name, [k.name for k in log.c if k.name != "seq"], rows)
             if also: also(c)
     except sa.exc.IntegrityError as e:
         ids = [r[0] for r in rows]
@@ -289,7 +287,7 @@ def feedback(dep: Deployment,
     rows = list(zip(frame["id"].astype(str).tolist(), values.tolist(), times, [now] * len(frame), strict=True))
     with dep.ws.store.write() as c:
         last = c.scalar(sa.select(sa.func.max(fb.c.seq))) or 0
-        c.exec_driver_sql(f"INSERT INTO {fb.name} (id, y, at, received) VALUES (?, ?, ?, ?)", rows)  # noqa: S608  the name is made from a number
+        st.insert(c, fb.name, ("id", "y", "at", "received"), rows)
         return _receipt(c, log, fb, last)
 
 # %% ../../nbs/core/events.ipynb #05c28207

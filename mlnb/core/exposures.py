@@ -36,16 +36,16 @@ class Exposed(NamedTuple):
 def exposure_table(dep: Deployment) -> sa.Table:
     "The table of who was shown what"
     name = f"exposures_{dep.id}"
-    return sa.Table(name, sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("id", sa.Text, nullable=False, unique=True),
+    return sa.Table(name, sa.MetaData(), sa.Column("seq", st.NUMBER, primary_key=True), sa.Column("id", st.TEXT, nullable=False, unique=True),
                     sa.Column("rollout", sa.Integer, nullable=False), sa.Column("stage", sa.Integer, nullable=False), sa.Column("arm", sa.Integer, nullable=False),
-                    sa.Column("unit", sa.Text, nullable=False), sa.Column("at", sa.BigInteger, nullable=False), sa.Column("ms", sa.Float), sa.Column("error", sa.Text),
+                    sa.Column("unit", st.TEXT, nullable=False), sa.Column("at", sa.BigInteger, nullable=False), sa.Column("ms", sa.Float), sa.Column("error", st.TEXT),
                     sa.Index(f"{name}_of", "rollout", "stage"))
 
 # %% ../../nbs/core/exposures.ipynb #b3192ecc
 def shadow_table(dep: Deployment) -> sa.Table:
     "The table of answers that nobody saw"
-    return sa.Table(f"shadows_{dep.id}", sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("id", sa.Text, nullable=False),
-                    sa.Column("rollout", sa.Integer, nullable=False), sa.Column("version", sa.Integer, nullable=False), sa.Column("ms", sa.Float), sa.Column("error", sa.Text),
+    return sa.Table(f"shadows_{dep.id}", sa.MetaData(), sa.Column("seq", st.NUMBER, primary_key=True), sa.Column("id", st.TEXT, nullable=False),
+                    sa.Column("rollout", sa.Integer, nullable=False), sa.Column("version", sa.Integer, nullable=False), sa.Column("ms", sa.Float), sa.Column("error", st.TEXT),
                     *sql_columns("y", dep.outputs.columns), sa.UniqueConstraint("rollout", "version", "id"))
 
 # %% ../../nbs/core/exposures.ipynb #1f624ed9
@@ -58,9 +58,9 @@ def make_tables(dep: Deployment) -> None:
 # %% ../../nbs/core/exposures.ipynb #419107da
 def log_exposures(c: sa.Connection, dep: Deployment, rollout: int, stage: int, seen: Exposed) -> None:
     "Keep who was shown what"
-    sql = f"INSERT INTO exposures_{dep.id} (rollout, stage, id, arm, unit, at, ms, error) VALUES ({rollout}, {stage}, ?, ?, ?, ?, ?, ?)"  # noqa: S608  numbers only
-    rows = list(zip(seen.ids, seen.arms, seen.units, seen.times, seen.ms, seen.errors, strict=True))
-    if rows: c.exec_driver_sql(sql, rows)
+    n = len(seen.ids)
+    rows = list(zip([rollout] * n, [stage] * n, seen.ids, seen.arms, seen.units, seen.times, seen.ms, seen.errors, strict=True))
+    st.insert(c, f"exposures_{dep.id}", ("rollout", "stage", "id", "arm", "unit", "at", "ms", "error"), rows)
 
 # %% ../../nbs/core/exposures.ipynb #34e7d210
 def _moment(t: TimeLike | None, name: str) -> int | None: return None if t is None else clock.micros(t, name)
@@ -101,9 +101,7 @@ def log_shadows(dep: Deployment, rollout: int, version: ModelVersion, ids: list[
     "Keep what a challenger would have said"
     table = shadow_table(dep)
     rows = list(zip(ids, [rollout] * len(ids), [version.number] * len(ids), ms, [error] * len(ids), *said_values(dep, said, len(ids)), strict=True))
-    sql = str(table.insert().prefix_with("OR IGNORE").compile(dep.ws.store.engine, column_keys=[c.name for c in table.c if c.name != "seq"]))
-    if not rows: return 0
-    with dep.ws.store.write() as c: return int(c.exec_driver_sql(sql, rows).rowcount)
+    with dep.ws.store.append() as c: return st.insert(c, table.name, [k.name for k in table.c if k.name != "seq"], rows, "skip")
 
 # %% ../../nbs/core/exposures.ipynb #c89c587c
 def read_shadowed(dep: Deployment, rollout: int,

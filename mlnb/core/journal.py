@@ -5,25 +5,27 @@
 # %% ../../nbs/core/journal.ipynb #14b1bed8
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sqlalchemy as sa
+
 from . import store as st
+from .errors import MlnbError
 from .events import tables
 from .registry import Deployment
 
 # %% auto #0
-__all__ = ['ENOUGH', 'insert_sql', 'State', 'Journal', 'checkpoint']
+__all__ = ['UNKNOWN', 'CLASH', 'BUSY', 'ENOUGH', 'insert_sql', 'State', 'Journal', 'ServerJournal', 'journals', 'checkpoint']
 
 # %% ../../nbs/core/journal.ipynb #06a069d2
-def insert_sql(dep: Deployment) -> str: # with ? for each of: id, at, logged, version, unit, source, features, outputs
+def insert_sql(dep: Deployment) -> str: # with a mark for each of: id, at, logged, version, unit, source, features, outputs
     "The statement that adds a row to the log"
     log = tables(dep)[0]
-    def quoted(name: str) -> str: return '"' + name.replace('"', '""') + '"'
-    names = [c.name for c in log.c if c.name != "seq"]
-    return f"INSERT INTO {quoted(log.name)} ({', '.join(map(quoted, names))}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608  names are quoted
+    return st.insert_sql(log.name, tuple(c.name for c in log.c if c.name != "seq"), mark=st.mark(dep.ws.store.engine.dialect))
 
 # %% ../../nbs/core/journal.ipynb #1e245158
 class State(NamedTuple):
@@ -32,12 +34,17 @@ class State(NamedTuple):
     champion: int     # key of the version
     rollout: bool     # is one under way?
 
-_STATE = """SELECT (SELECT count(*) FROM deployments),
-    (SELECT version_id FROM roles WHERE deployment_id = ?1 AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1),
-    EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = ?1 AND active = 1)"""
+    @classmethod
+    def of(cls, row: Any) -> State: return cls(row[0], row[1], bool(row[2])) # from _STATE
 
+_STATE = """SELECT (SELECT count(*) FROM deployments),
+    (SELECT version_id FROM roles WHERE deployment_id = :dep AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1),
+    EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = :dep AND active = 1)"""
+
+# %% ../../nbs/core/journal.ipynb #30f749c0
 class Journal:
     "A connection that appends to the log, and knows who answers"
+    waits = False # may the event loop use it?
     def __init__(self, store: st.Store, wait: float = 0.): # wait: seconds for other writers
         self.file = store.file
         self.c = sqlite3.connect(store.file, timeout=wait, check_same_thread=False, isolation_level=None, cached_statements=64)
@@ -48,10 +55,11 @@ class Journal:
         "Who answers now"
         (version,) = self.c.execute("PRAGMA data_version").fetchone()
         if version != self.version: self.version, self.known = version, {}
-        if dep not in self.known:
-            found = self.c.execute(_STATE, (dep,)).fetchone()
-            self.known[dep] = State(found[0], found[1], bool(found[2]))
+        if dep not in self.known: self.known[dep] = State.of(self.c.execute(_STATE, {"dep": dep}).fetchone())
         return self.known[dep]
+
+    def ask(self, dep: int) -> State: return self.state(dep)
+    def due(self, dep: int) -> bool: return False
 
     def begin(self, tries: int = 40) -> None: # raises sqlite3.OperationalError after some milliseconds
         "Begin to write; another process's transaction takes a fraction of a millisecond"
@@ -73,6 +81,49 @@ class Journal:
             raise
 
     def close(self) -> None: self.c.close()
+
+# %% ../../nbs/core/journal.ipynb #4906b79f
+UNKNOWN = State(-1, -1, True) # as if a rollout were under way, which somebody else has to look after
+
+class ServerJournal:
+    "Appends to the log in a database server, and knows who answered when it last asked"
+    waits = True
+
+    def __init__(self, store: st.Store, good: float = .25): # seconds after which it is time to ask again
+        self.store, self.good, self.known, self.asked = store, good, dict[int, State](), dict[int, float]()
+
+    def state(self, dep: int) -> State: return self.known.get(dep, UNKNOWN) # as heard last
+
+    def due(self, dep: int) -> bool: # once, then not for a while
+        "Is it time to ask again?"
+        if time.monotonic() - self.asked.get(dep, -math.inf) < self.good: return False
+        self.asked[dep] = time.monotonic()
+        return True
+
+    def ask(self, dep: int) -> State: # raises WorkspaceError
+        "Who answers now"
+        try:
+            with self.store.read() as c: heard = State.of(c.execute(sa.text(_STATE), {"dep": dep}).one())
+        except BaseException:
+            self.known.pop(dep, None)
+            raise
+        self.known[dep] = heard
+        return heard
+
+    def append(self, sql: str, rows: list[tuple[Any, ...]]) -> None: # raises one of CLASH and BUSY, keeping none
+        "Add rows in one transaction"
+        with self.store.append() as c: c.exec_driver_sql(sql, rows)
+
+    def close(self) -> None: self.known.clear()
+
+# %% ../../nbs/core/journal.ipynb #a550e9fe
+CLASH: tuple[type[Exception], ...] = (sqlite3.IntegrityError, sa.exc.IntegrityError)
+BUSY: tuple[type[Exception], ...] = (sqlite3.Error, sa.exc.DBAPIError, MlnbError)
+
+def journals(store: st.Store) -> tuple[Journal | ServerJournal, Journal | ServerJournal]:
+    "The journals of an event loop and of the thread beside it"
+    if store.engine.dialect.name == "sqlite": return Journal(store), Journal(store, 30.)
+    return (one := ServerJournal(store)), one
 
 # %% ../../nbs/core/journal.ipynb #716b91d1
 ENOUGH = 4 * 2**20 # bytes

@@ -26,8 +26,8 @@ __all__ = ['WHOSE', 'outcome_table', 'record_outcomes', 'outcome_names', 'outcom
 def outcome_table(dep: Deployment) -> sa.Table:
     "The table of the outcomes that were sent to a deployment"
     name = f"outcomes_{dep.id}"
-    return sa.Table(name, sa.MetaData(), sa.Column("seq", sa.Integer, primary_key=True), sa.Column("of", sa.Text, nullable=False), sa.Column("key", sa.Text, nullable=False),
-                    sa.Column("name", sa.Text, nullable=False), sa.Column("value", sa.Float, nullable=False), sa.Column("at", sa.BigInteger, nullable=False),
+    return sa.Table(name, sa.MetaData(), sa.Column("seq", st.NUMBER, primary_key=True), sa.Column("of", st.TEXT, nullable=False), sa.Column("key", st.TEXT, nullable=False),
+                    sa.Column("name", st.TEXT, nullable=False), sa.Column("value", sa.Float, nullable=False), sa.Column("at", sa.BigInteger, nullable=False),
                     sa.Column("received", sa.BigInteger, nullable=False), sa.Index(f"{name}_of", "name", "at"))
 
 # %% ../../nbs/core/outcomes.ipynb #a5d277fe
@@ -71,7 +71,7 @@ def record_outcomes(dep: Deployment,
     table = outcome_table(dep)
     with dep.ws.store.write() as c:
         table.create(c, checkfirst=True)
-        c.exec_driver_sql(f'INSERT INTO {table.name} ("of", key, name, value, at, received) VALUES (?, ?, ?, ?, ?, ?)', rows)  # noqa: S608  the name is made from a number
+        st.insert(c, table.name, ("of", "key", "name", "value", "at", "received"), rows)
     return {name: int(np.isfinite(values).sum()) for name, values in columns.items()}
 
 # %% ../../nbs/core/outcomes.ipynb #e592c140

@@ -19,6 +19,7 @@ from . import about, artefact, clock, store as st
 from .clock import TimeLike
 from .errors import NotFound, ParameterError, Problem, SchemaError
 from .lazy import Verbs
+from .postgres import open_store
 from .profile import Profile, profile
 from .result import dumps
 from .schema import Schema, as_frame
@@ -44,7 +45,7 @@ class Workspace(Verbs):
 
     @property
     def path(self) -> Path: return self.store.path
-    def __repr__(self) -> str: return f"Workspace({str(self.path)!r})"
+    def __repr__(self) -> str: return f"Workspace({self.store.name!r})"
     def __enter__(self) -> Workspace: return self
     def __exit__(self, *_: object) -> None: self.close()
     def close(self) -> None: self.store.close()
@@ -54,11 +55,12 @@ class Workspace(Verbs):
         with self.store.read() as c: return list(c.execute(query))
 
 # %% ../../nbs/core/registry.ipynb #c6cf95cd
-def open(where: str | os.PathLike[str] = "work",  # noqa: A001  a folder, made if it does not exist
+def open(where: str | os.PathLike[str] = "work",  # noqa: A001  a folder, made if it does not exist, or the address of a database, postgresql://user@host/database
          read_only: bool = False,                 # look, but change nothing
-         ) -> Workspace:                          # raises WorkspaceError naming the file if it cannot be opened
+         folder: str | os.PathLike[str] | None = None, # for the files of a database, such as reports; one named like the database by default
+         ) -> Workspace:                          # raises WorkspaceError naming the file or the database if it cannot be opened
     "Open a workspace"
-    return Workspace(st.open_store(where, read_only))
+    return Workspace(open_store(where, read_only, folder))
 
 # %% ../../nbs/core/registry.ipynb #bb915af1
 def label_text(values: Any) -> np.ndarray: # labels of any type -> object array of str, None where missing

@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial, singledispatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -26,22 +27,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['FORMAT', 'metadata', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS', 'ROLLOUTS',
-           'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'Store', 'open_store', 'artefact_path', 'put', 'get', 'fetch']
+__all__ = ['FORMAT', 'metadata', 'TEXT', 'NUMBER', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS',
+           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'Clash', 'ADDRESS', 'Store', 'mark', 'insert_sql',
+           'insert', 'among', 'no_such_table', 'make_tables', 'check_format', 'open_store', 'holds_workspace',
+           'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
 metadata = sa.MetaData()
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")         # in order of its bytes everywhere
+NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")               # a running number
 
-def _text(name: str, null: bool = False, **kw: Any) -> sa.Column[Any]: return sa.Column(name, sa.Text, nullable=null, **kw)
+def _text(name: str, null: bool = False, **kw: Any) -> sa.Column[Any]: return sa.Column(name, TEXT, nullable=null, **kw)
 def _int(name: str, null: bool = False, **kw: Any) -> sa.Column[Any]: return sa.Column(name, sa.BigInteger, nullable=null, **kw)
 
-META = sa.Table("meta", metadata, sa.Column("key", sa.Text, primary_key=True), _text("value"))
+META = sa.Table("meta", metadata, sa.Column("key", TEXT, primary_key=True), _text("value"))
 
 # %% ../../nbs/core/store.ipynb #2dd1d0cd
 def _table(name: str, *columns: sa.Column[Any] | sa.UniqueConstraint | sa.Index) -> sa.Table:
     "A table with a running number as its key"
-    return sa.Table(name, metadata, sa.Column("id", sa.Integer, primary_key=True), *columns)
+    return sa.Table(name, metadata, sa.Column("id", NUMBER, primary_key=True), *columns)
 
 MODELS = _table("models", _text("name", unique=True), _int("created"))
 VERSIONS = _table("versions", _int("model_id"), _int("number"), _int("created"), _int("at"), _text("task"), _text("artefact"),
@@ -108,7 +113,11 @@ class Store:
     read_only: bool = False
 
     @property
+    def name(self) -> str: return str(self.path) # what people call it
+    @property
     def file(self) -> Path: return self.path / "mlnb.db"
+    @property
+    def env(self) -> dict[str, str]: return {} # what a process that shall open `path` has to have in its environment
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -118,10 +127,57 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         "A transaction: kept as a whole, or not at all"
-        if self.read_only: raise WorkspaceError(f"{self.path} was opened read-only; open it again without read_only=True to change it")
+        self.check_writable()
         with self.engine.connect().execution_options(begin="IMMEDIATE") as c, c.begin(): yield c
 
+    def append(self) -> AbstractContextManager[sa.Connection]: return self.write() # for rows that depend on no other
+
+    def settled(self, table: sa.Table) -> int: # 0: none
+        "The largest `seq` of a table; no row with a smaller one appears any more"
+        with self.read() as c: return c.scalar(sa.select(sa.func.max(table.c.seq))) or 0
+
+    def check_writable(self) -> None: # raises WorkspaceError
+        if self.read_only: raise WorkspaceError(f"{self.name} was opened read-only; open it again without read_only=True to change it")
+
     def close(self) -> None: self.engine.dispose()
+
+# %% ../../nbs/core/store.ipynb #fa20f98d
+Clash = Literal["refuse", "skip", "replace"] # when a row is there already: sa.exc.IntegrityError, keep the old row, or take the new one, by the first column
+
+def mark(dialect: sa.Dialect) -> str:
+    "What a driver has in the place of a value"
+    return "?" if dialect.paramstyle == "qmark" else "%s"
+
+@cache
+def insert_sql(table: str, names: tuple[str, ...], clash: Clash = "refuse", mark: str = "?") -> str:
+    "The statement that inserts a row into these columns"
+    double = mark.startswith("%")  # what a mark begins with has to be doubled elsewhere
+    columns = ['"' + (n.replace("%", "%%") if double else n).replace('"', '""') + '"' for n in names]
+    new = ", ".join(f"{c} = excluded.{c}" for c in columns[1:])
+    end = {"refuse": "", "skip": " ON CONFLICT DO NOTHING", "replace": f" ON CONFLICT ({columns[0]}) DO UPDATE SET {new}"}[clash]
+    return f'INSERT INTO "{table}" ({", ".join(columns)}) VALUES ({", ".join([mark] * len(names))}){end}'  # noqa: S608  quoted names
+
+# %% ../../nbs/core/store.ipynb #21cac12c
+def insert(c: sa.Connection,                # a transaction
+           table: str,
+           names: Sequence[str],            # of the columns
+           rows: Sequence[tuple[Any, ...]], # a value for each column; NaN is kept as NULL
+           clash: Clash = "refuse",         # what to do about rows that are there already
+           ) -> int:                        # rows that were written
+    "Insert rows"
+    sql = insert_sql(table, tuple(names), clash, mark(c.dialect))
+    return int(c.exec_driver_sql(sql, rows[0] if len(rows) == 1 else list(rows)).rowcount) if rows else 0
+
+# %% ../../nbs/core/store.ipynb #1fd94968
+def among(store: Store, column: sa.ColumnElement[str], values: list[str]) -> sa.ColumnElement[bool]:
+    "The condition that a column of text has one of these values"
+    if store.engine.dialect.name != "sqlite": return column == sa.any_(sa.literal(values, sa.ARRAY(sa.Text)))
+    return column.in_(sa.select(sa.column("value")).select_from(sa.func.json_each(json.dumps(values))))
+
+# %% ../../nbs/core/store.ipynb #590e11c2
+def no_such_table(e: sa.exc.DBAPIError) -> bool:
+    "Does a statement fail because there is no such table?"
+    return "no such table" in str(e.orig) or getattr(e.orig, "sqlstate", None) == "42P01"
 
 # %% ../../nbs/core/store.ipynb #2f2dbbe3
 def _use_wal(engine: sa.Engine) -> None:
@@ -140,10 +196,13 @@ def _use_wal(engine: sa.Engine) -> None:
 def _prepare(store: Store) -> None:
     "Make the tables that a workspace lacks"
     _use_wal(store.engine)
-    with store.write() as c:
-        metadata.create_all(c)
-        if c.scalar(sa.select(META.c.value).where(META.c.key == "format")) is None:
-            c.execute(META.insert().values(key="format", value=str(FORMAT)))
+    with store.write() as c: make_tables(c)
+
+def make_tables(c: sa.Connection) -> None: # a transaction in which nobody else writes
+    "Make the tables of fixed shape that there are not, and say of which format they are"
+    metadata.create_all(c)
+    if c.scalar(sa.select(META.c.value).where(META.c.key == "format")) is None:
+        c.execute(META.insert().values(key="format", value=str(FORMAT)))
 
 # %% ../../nbs/core/store.ipynb #b8b2b8d6
 def _look(file: Path) -> tuple[bool, str | None]:
@@ -162,8 +221,12 @@ def _check(file: Path) -> None:
         raise WorkspaceError(f"{file} cannot be read as a workspace ({e}); nothing was changed. Restore it from a copy, or open another folder") from e
     if tables and found is None:
         raise WorkspaceError(f"{file} is an SQLite database that mlnb did not make; nothing was changed. Open another folder")
-    if found and int(found) > FORMAT:
-        raise WorkspaceError(f"{file} has format {found}, and this mlnb knows formats up to {FORMAT}; nothing was changed. Upgrade: pip install -U mlnb")
+    if found: check_format(str(file), found)
+
+def check_format(name: str, found: str) -> None: # what is said in `meta`
+    "Refuse a workspace of a newer version"
+    if int(found) > FORMAT:
+        raise WorkspaceError(f"{name} has format {found}, and this mlnb knows formats up to {FORMAT}; nothing was changed. Upgrade: pip install -U mlnb")
 
 # %% ../../nbs/core/store.ipynb #f57e637b
 def _folder(where: str | os.PathLike[str]) -> Path:
@@ -171,7 +234,7 @@ def _folder(where: str | os.PathLike[str]) -> Path:
     text = os.fspath(where)
     scheme, sep, rest = text.partition("://")
     if sep and scheme != "sqlite":
-        raise ParameterError(f"{text.split('@')[-1]!r}: {scheme} is not supported yet; give a folder, or sqlite:///folder")
+        raise ParameterError(f"{text.split('@')[-1]!r}: {scheme} is not supported; give a folder, sqlite:///folder or postgresql://user@host/database")
     path = Path(rest.removeprefix("/") if sep else text).expanduser()
     if path.is_file(): raise WorkspaceError(f"{path} is a file; a workspace is a folder")
     return path
@@ -198,31 +261,48 @@ def open_store(where: str | os.PathLike[str], # a folder, or sqlite:///folder; m
     if not read_only: _make(store)
     return store
 
+# %% ../../nbs/core/store.ipynb #7eb0f249
+ADDRESS = "mlnb.url" # the file
+
+def holds_workspace(folder: str | os.PathLike[str]) -> bool:
+    "Is there a workspace in a folder?"
+    return any((Path(folder) / name).is_file() for name in ("mlnb.db", ADDRESS))
+
 # %% ../../nbs/core/store.ipynb #6c346f33
 def artefact_path(store: Store, sha: str) -> Path:
     "Where the content with this hash is kept"
     return store.path / "artefacts" / sha
 
 # %% ../../nbs/core/store.ipynb #a674a439
+@singledispatch
+def keep(store: Store, sha: str, data: bytes) -> None:
+    "Write an artefact, as a whole or not at all"
+    path, part = artefact_path(store, sha), artefact_path(store, f".{sha}.{os.getpid()}.part")
+    if path.exists(): return
+    with open(part, "wb") as f:
+        f.write(data); f.flush(); os.fsync(f.fileno())
+    os.replace(part, path)
+
 def put(store: Store,  # where to keep it
         data: bytes,   # the content
         ) -> str:      # its SHA-256, in hex
     "Keep `data` under the name of its hash"
     sha = hashlib.sha256(data).hexdigest()
-    path, part = artefact_path(store, sha), artefact_path(store, f".{sha}.{os.getpid()}.part")
-    if path.exists(): return sha
-    with open(part, "wb") as f:
-        f.write(data); f.flush(); os.fsync(f.fileno())
-    os.replace(part, path)
+    keep(store, sha, data)
     return sha
 
 # %% ../../nbs/core/store.ipynb #df02b7a2
+@singledispatch
+def load(store: Store, sha: str) -> bytes: # raises ArtefactError if it is missing
+    "Read an artefact"
+    try: return artefact_path(store, sha).read_bytes()
+    except OSError as e: raise ArtefactError(f"artefact {sha[:12]} is missing from {store.path / 'artefacts'}; restore the file from a copy") from e
+
 def get(store: Store, # where it is kept
         sha: str,     # its SHA-256, as `put` returned it
         ) -> bytes:   # raises ArtefactError if it is missing or not what it was
     "The content that was kept under this hash"
-    try: data = artefact_path(store, sha).read_bytes()
-    except OSError as e: raise ArtefactError(f"artefact {sha[:12]} is missing from {store.path / 'artefacts'}; restore the file from a copy") from e
+    data = load(store, sha)
     if (found := hashlib.sha256(data).hexdigest()) != sha:
         raise ArtefactError(f"artefact {sha[:12]} was changed after it was registered: its SHA-256 is now {found[:12]}…; it is not loaded. Restore it from a copy")
     return data
@@ -248,6 +328,7 @@ def _copy(store: Store, query: sa.Select[Any], file: Path) -> None:
         finally: run("DETACH copy")
 
 # %% ../../nbs/core/store.ipynb #7a3ca71d
+@singledispatch
 def fetch(store: Store,     # where to read
           query: sa.Select[Any], # without order: rows come in no particular one
           ) -> pa.Table:    # one column for each selected one

@@ -92,14 +92,14 @@ class Span(NamedTuple):
     after: int
     upto: int
     rows: int
-    sum: float   # of the times when they were written down, in microseconds
+    sum: int     # of the times when they were written down, in microseconds, modulo a prime
 
-def _span(c: sa.Connection, dep: Deployment, version: ModelVersion, upto: int | None = None) -> Span:
+def _span(c: sa.Connection, dep: Deployment, version: ModelVersion, last: int) -> Span: # last: number of the last row to count
     "The next rows to count"
     log = tables(dep)[0]
     after = c.scalar(sa.select(st.FOLDED.c.seq).where(_mine(st.FOLDED, dep, version))) or 0
-    if upto is None: upto = min(c.scalar(sa.select(sa.func.max(log.c.seq))) or 0, after + PIECE)
-    return Span(after, upto, *c.execute(sa.select(sa.func.count(), sa.func.total(log.c.logged)).where(log.c.seq > after, log.c.seq <= upto)).one())
+    upto, times = min(last, after + PIECE), sa.cast(sa.func.coalesce(sa.func.sum(log.c.logged % 999_999_937), 0), sa.BigInteger)
+    return Span(after, upto, *c.execute(sa.select(sa.func.count(), times).where(log.c.seq > after, log.c.seq <= upto)).one())
 
 # %% ../../nbs/core/windows.ipynb #2be78dc2
 def _add_day(c: sa.Connection, dep: Deployment, version: ModelVersion, day: int, part: Profile) -> None:
@@ -111,7 +111,8 @@ def _add_day(c: sa.Connection, dep: Deployment, version: ModelVersion, day: int,
 
 def _fold_piece(dep: Deployment, version: ModelVersion) -> int | None: # rows counted; None when there are no new ones
     "Count the next rows and keep them"
-    with dep.ws.store.read() as c: span = _span(c, dep, version)
+    last = dep.ws.store.settled(tables(dep)[0])
+    with dep.ws.store.read() as c: span = _span(c, dep, version, last)
     if span.upto < span.after:  # rows were taken out that are counted
         with dep.ws.store.write() as c: forget(c, dep)
         return 0

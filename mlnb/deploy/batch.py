@@ -5,7 +5,6 @@
 # %% ../../nbs/deploy/batch.ipynb #337498fa
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -22,7 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from ..core import clock
+from ..core import clock, store as st
 from ..core.clock import TimeLike
 from ..core.errors import NotFound, ParameterError, Problem, SchemaError
 from ..core.events import log_predictions, new_ids, said_values, sql_columns, tables
@@ -199,11 +198,9 @@ def as_sink(answers: Source, suffix: str) -> Path: # a file beside the answers, 
     return Path(path)
 
 # %% ../../nbs/deploy/batch.ipynb #340ee44a
-_AMONG = "id IN (SELECT value FROM json_each(?))"  # many ids in one parameter
-
-def id_list(table: pa.Table) -> str: # JSON
+def id_list(table: pa.Table) -> list[str]:
     "The ids in the first column, as the log has them"
-    return json.dumps([str(i) for i in table[0].to_pylist()])
+    return [str(i) for i in table[0].to_pylist()]
 
 # %% ../../nbs/deploy/batch.ipynb #3e45501b
 def _check_new(job: Job, answers: Source) -> None:
@@ -211,7 +208,7 @@ def _check_new(job: Job, answers: Source) -> None:
     log = tables(job.dep)[0]
     found: list[str] = []
     for table in answers.batches([job.keys.id or "id"], 10_000):
-        with job.dep.ws.store.read() as c: found += [r[0] for r in c.exec_driver_sql(f"SELECT id FROM {log.name} WHERE {_AMONG}", (id_list(table),))]  # noqa: S608
+        with job.dep.ws.store.read() as c: found += c.scalars(sa.select(log.c.id).where(st.among(job.dep.ws.store, log.c.id, id_list(table))))
     if found: raise ParameterError(f"{len(found):,} of the ids in column {job.keys.id!r} are in the log of {job.dep.name!r} already, for example {found[:3]}; nothing was logged")
 
 # %% ../../nbs/deploy/batch.ipynb #a89261e7
@@ -239,7 +236,7 @@ def _take_out(job: Job, answers: Source, rows: int) -> None:
     for table in answers.batches([job.keys.id or "id"], 10_000):
         if rows <= 0: break
         with job.dep.ws.store.write() as c:
-            c.exec_driver_sql(f"DELETE FROM {log.name} WHERE {_AMONG}", (id_list(table),))  # noqa: S608
+            c.execute(log.delete().where(st.among(job.dep.ws.store, log.c.id, id_list(table))))
             forget(c, job.dep)
         rows -= table.num_rows
 
@@ -288,15 +285,14 @@ def score(dep: Deployment,
 # %% ../../nbs/deploy/batch.ipynb #09fe522d
 def lookup_table(dep: Deployment) -> sa.Table:
     "The table of a deployment's answers by key"
-    return sa.Table(f"lookup_{dep.id}", sa.MetaData(), sa.Column("key", sa.Text, primary_key=True), sa.Column("id", sa.Text, nullable=False),
+    return sa.Table(f"lookup_{dep.id}", sa.MetaData(), sa.Column("key", st.TEXT, primary_key=True), sa.Column("id", st.TEXT, nullable=False),
                     sa.Column("version", sa.Integer, nullable=False), sa.Column("computed", sa.BigInteger, nullable=False), *sql_columns("y", dep.outputs.columns))
 
 # %% ../../nbs/deploy/batch.ipynb #8ff2617b
 def _keep(dep: Deployment, table: sa.Table, key: str, said: pd.DataFrame, version: int, now: int) -> None:
     "Put a batch of answers into the table, replacing older ones"
     rows = list(zip(said[key].astype(str).tolist(), said["id"].tolist(), [version] * len(said), [now] * len(said), *said_values(dep, said, len(said)), strict=True))
-    sql = str(table.insert().prefix_with("OR REPLACE").compile(dep.ws.store.engine, column_keys=list(table.c.keys())))
-    with dep.ws.store.write() as c: c.exec_driver_sql(sql, rows)
+    with dep.ws.store.write() as c: st.insert(c, table.name, [k.name for k in table.c], rows, "replace")
 
 # %% ../../nbs/deploy/batch.ipynb #de1809bb
 def precompute(dep: Deployment,
@@ -328,8 +324,8 @@ def lookup(dep: Deployment,
     "The answer that was computed for a key"
     table = lookup_table(dep)
     try: found = dep.ws.rows(sa.select(table).where(table.c.key == str(key)))
-    except sa.exc.OperationalError as e:
-        if "no such table" not in str(e.orig): raise
+    except sa.exc.DBAPIError as e:
+        if not st.no_such_table(e): raise
         found = []
     if not found: raise NotFound(f"there is no precomputed prediction for key {str(key)!r} in deployment {dep.name!r}; compute it with dep.precompute(source, key=...)")
     row: Any = found[0]

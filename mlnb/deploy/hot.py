@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import msgspec
 
 from ..core import clock, registry
 from ..core.errors import MlnbError
-from ..core.journal import Journal, insert_sql
+from ..core.journal import BUSY, CLASH, Journal, ServerJournal, insert_sql, journals
 from ..core.registry import Deployment, ModelVersion
 from .certificate import Engine, ready_engine
 from .decode import Asked, Decoder
@@ -28,7 +27,7 @@ log = logging.getLogger("mlnb.hot")
 # %% auto #0
 __all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
            'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
-           'ask', 'is_usual', 'whole', 'again', 'route', 'Front']
+           'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'Front']
 
 # %% ../../nbs/deploy/hot.ipynb #888c65f9
 class Prepared(NamedTuple):
@@ -84,7 +83,7 @@ def _narrowed(row: tuple[Any, ...], places: list[int]) -> tuple[Any, ...]:
     return tuple(float(np.float32(v)) if i in places and v is not None else v for i, v in enumerate(row))
 
 # %% ../../nbs/deploy/hot.ipynb #b209dc34
-def answer_batch(p: Prepared, journal: Journal, batch: list[Asked]) -> list[Said | None]: # None: answer it the general way
+def answer_batch(p: Prepared, journal: Journal | ServerJournal, batch: list[Asked]) -> list[Said | None]: # None: answer it the general way
     "Answer requests together, and log them"
     y = p.engine.answer(p.engine.encoder.rows([r for a in batch for r in a.rows]))
     if y is None: return _one_by_one(p, journal, batch)
@@ -92,13 +91,13 @@ def answer_batch(p: Prepared, journal: Journal, batch: list[Asked]) -> list[Said
     said = list(zip(labels, *y.T.tolist(), strict=True)) if len(p.outputs) > 1 else [(v,) for v in labels]
     rows, answers = rows_to_log(p, batch, said, clock.now())
     try: journal.append(p.sql, rows)
-    except sqlite3.IntegrityError: return _one_by_one(p, journal, batch)
-    except sqlite3.Error as e:
+    except CLASH: return _one_by_one(p, journal, batch)
+    except BUSY as e:
         log.info("the log takes nothing now (%s); the general way waits for it", e)
         return [None] * len(batch)
     return list(answers)
 
-def _one_by_one(p: Prepared, journal: Journal, batch: list[Asked]) -> list[Said | None]:
+def _one_by_one(p: Prepared, journal: Journal | ServerJournal, batch: list[Asked]) -> list[Said | None]:
     "Find out which request spoils the batch"
     return [None] if len(batch) == 1 else [answer_batch(p, journal, [a])[0] for a in batch]
 
@@ -128,8 +127,8 @@ class Lane:
     "The requests of a deployment that are to be answered together"
     dep: Deployment
     run: Callable[..., Awaitable[Any]]   # runs a function in a thread
-    journal: Journal                     # of the event loop
-    aside: Journal                       # of the thread
+    journal: Journal | ServerJournal     # of the event loop
+    aside: Journal | ServerJournal       # of the thread
     alone: bool = True                   # is it the only deployment that can be reached, whatever else there is?
     ready: Prepared | None = None
     tried: int = -1                      # key of the version that was last prepared
@@ -138,9 +137,9 @@ class Lane:
 
     def close(self) -> None: self.journal.close(); self.aside.close()
 
-def current(lane: Lane, journal: Journal, unnamed: bool = False) -> Prepared | None: # unnamed: was no deployment named?
+def current(lane: Lane, journal: Journal | ServerJournal, unnamed: bool = False, ask: bool = False) -> Prepared | None: # unnamed: was no deployment named? ask: even if that takes a while
     "What answers now"
-    now = journal.state(lane.dep.id)
+    now = (journal.ask if ask else journal.state)(lane.dep.id)
     if unnamed and not lane.alone and now.deployments != 1: return None
     if now.rollout: lane.tried, lane.ready = -1, None
     elif now.champion != lane.tried:
@@ -150,10 +149,10 @@ def current(lane: Lane, journal: Journal, unnamed: bool = False) -> Prepared | N
     return lane.ready
 
 # %% ../../nbs/deploy/hot.ipynb #bff2e29c
-def work(lane: Lane, journal: Journal, batch: list[Waiting]) -> list[Said | None]:
+def work(lane: Lane, journal: Journal | ServerJournal, batch: list[Waiting]) -> list[Said | None]:
     "Answer a batch, if the version that it was read for answers still"
     try:
-        p = current(lane, journal)
+        p = current(lane, journal, ask=True)
         able = [w.asked for w in batch if w.read_for is p]
         said = iter(answer_batch(p, journal, able) if p is not None and able else [])
         return [next(said) if w.read_for is p and p is not None else None for w in batch]
@@ -175,7 +174,7 @@ def flush(lane: Lane) -> None:
         rows += len(batch[-1].asked.rows)
     if not batch: return
     cost = batch[0].read_for.engine.single_us
-    if cost < LONG and rows * cost < 20 * LONG: deliver(batch, work(lane, lane.journal, batch))
+    if not lane.journal.waits and cost < LONG and rows * cost < 20 * LONG: deliver(batch, work(lane, lane.journal, batch))
     else:
         lane.busy = True
         asyncio.ensure_future(_aside(lane, batch))
@@ -197,6 +196,17 @@ async def ask(lane: Lane, p: Prepared, asked: Asked) -> Said | None: # None: ans
     lane.queue.append(Waiting(asked, p, mine))
     if len(lane.queue) == 1 and not lane.busy: loop.call_soon(flush, lane)
     return await mine
+
+# %% ../../nbs/deploy/hot.ipynb #eb1db327
+async def heard(lane: Lane) -> None:
+    "Ask in a thread who answers now, and prepare for it"
+    try: await lane.run(current, lane, lane.journal, False, True)
+    except BUSY as e: log.info("nobody knows who answers for %s now (%s); the general way finds out", lane.dep.name, e)
+
+def listening(lane: Lane) -> Lane: # the same
+    "Ask again, if it is time to"
+    if lane.journal.due(lane.dep.id): asyncio.ensure_future(heard(lane))
+    return lane
 
 # %% ../../nbs/deploy/hot.ipynb #01aeb00a
 Scope = dict[str, Any]
@@ -265,8 +275,8 @@ class Front:
             try: found = await self.run(self.find, name)
             except MlnbError: return None
             if found.ws.store.read_only: return None
-            self.names[name] = self.lanes.get(found.id) or self.lanes.setdefault(found.id, Lane(found, self.run, Journal(found.ws.store), Journal(found.ws.store, 30.), self.only))
-        return self.names[name]
+            self.names[name] = self.lanes.get(found.id) or self.lanes.setdefault(found.id, Lane(found, self.run, *journals(found.ws.store), self.only))
+        return listening(self.names[name])
 
     def close(self) -> None:
         "Give the connections back"

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -111,19 +112,20 @@ def proposal(conclusion: Mapping[str, Any]) -> Proposal | None: # raises ReportE
 # %% ../../nbs/jupyter/reports.ipynb #154ca6be
 def kernel_spec(run: str,     # id of the run
                 folder: Path, # for the files that belong to the run alone
+                env: Mapping[str, str] = MappingProxyType({}), # what it needs to open the workspace
                 ) -> dict[str, Any]: # for jupyter_client's KernelSpec
     "How to start a kernel in this interpreter"
     own = {RUN: run, "IPYTHONDIR": str(folder), "PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     return {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--HistoryManager.enabled=False", "--log-level=ERROR"],
-            "display_name": "Python 3", "language": "python", "env": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), **own}}
+            "display_name": "Python 3", "language": "python", "env": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), **env, **own}}
 
 # %% ../../nbs/jupyter/reports.ipynb #0a3c9f50
-def kernel(run: str, folder: Path) -> type[Any]: # for nbclient's `kernel_manager_class`
+def kernel(run: str, folder: Path, env: Mapping[str, str] = MappingProxyType({})) -> type[Any]: # for nbclient's `kernel_manager_class`
     "A manager of kernels that run in this interpreter"
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     class Kernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(**kernel_spec(run, folder))  # type: ignore[assignment]
+        kernel_spec = KernelSpec(**kernel_spec(run, folder, env))  # type: ignore[assignment]
         def __init__(self, **kw: Any) -> None:
             ipc = os.name == "posix" and len(str(folder)) < 60  # the path of a socket has about 100 characters at most
             super().__init__(connection_file=str(folder / "kernel.json"), transport="ipc" if ipc else "tcp", **kw)
@@ -154,7 +156,7 @@ class Job:
 # %% ../../nbs/jupyter/reports.ipynb #6ce20e1d
 def _options(job: Job, folder: Path, timeout: float | None) -> dict[str, Any]:
     "What papermill passes on to nbclient"
-    return {"kernel_name": "python3", "kernel_manager_class": kernel(job.run, folder), "resources": {"metadata": {"path": str(job.ws.path.resolve())}},
+    return {"kernel_name": "python3", "kernel_manager_class": kernel(job.run, folder, job.ws.store.env), "resources": {"metadata": {"path": str(job.ws.path.resolve())}},
             "execution_timeout": math.ceil(timeout) if timeout else None, "shutdown_kernel": "immediate"}
 
 # %% ../../nbs/jupyter/reports.ipynb #d0eeeb5a

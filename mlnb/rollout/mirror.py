@@ -83,10 +83,10 @@ def waiting(task: Task, after: int,  # number of the last exposure that was deal
     columns = [c for c in log_columns(dep, log) if c[0] in dep.schema.names]
     mine = (ex.c.rollout == task.rollout, ex.c.stage == task.place)
     newest = sa.select(ex.c.seq).where(*mine).order_by(ex.c.seq.desc()).offset(most).limit(1)
-    floor = max([after, *(int(r[0]) for r in dep.ws.rows(newest))])
+    floor, upto = max([after, *(int(r[0]) for r in dep.ws.rows(newest))]), dep.ws.store.settled(ex)
     query = sa.select(ex.c.seq, ex.c.id, *(log.c[k].label(f"c{i}") for i, (_, _, k) in enumerate(columns))).join_from(ex, log, log.c.id == ex.c.id)
     answered = sa.exists().where(sh.c.rollout == task.rollout, sh.c.version == task.version.number, sh.c.id == ex.c.id)
-    found: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor, ~answered).order_by(ex.c.seq).limit(rows))
+    found: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor, ex.c.seq <= upto, ~answered).order_by(ex.c.seq).limit(rows))
     frame = pd.DataFrame({name: typed(pa.chunked_array([pa.array([r[i + 2] for r in found])]), kind) for i, (name, kind, _) in enumerate(columns)})
     return frame, [r[1] for r in found], [int(r[0]) for r in found]
 
@@ -188,7 +188,7 @@ if __name__ == "__main__" and "__file__" in globals():
 def start(task: Task, after: int, most: int, singly: bool = False, once: bool = False, memory: int = MEMORY) -> subprocess.Popen[str]:
     "Start the process of a challenger"
     given = {"folder": str(task.dep.ws.path.resolve()), "deployment": task.dep.name, "version": task.version.number, "after": after, "most": most, "singly": singly, "once": once, "memory": memory}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    env = {**os.environ, **task.dep.ws.store.env, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen([sys.executable, "-m", "mlnb.rollout.mirror", json.dumps(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)  # noqa: S603  this interpreter, a module of ours and JSON
 
 # %% ../../nbs/rollout/mirror.ipynb #390b6acb

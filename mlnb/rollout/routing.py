@@ -69,8 +69,8 @@ def traffic_of(dep: Deployment) -> Traffic | None:
     "What happens to requests now, or None if the champion simply answers"
     try:
         with dep.ws.store.read() as c: found = c.execute(_NOW, {"deployment": dep.id}).all()
-    except sa.exc.OperationalError as e:  # a read-only workspace from before there were rollouts
-        if "no such table" in str(e.orig): return None
+    except sa.exc.DBAPIError as e:  # a read-only workspace from before there were rollouts
+        if st.no_such_table(e): return None
         raise
     if not found or found[0].state not in RUNNING: return None
     known: dict[int, Any] = dep.ws.__dict__.setdefault("traffic", {})
