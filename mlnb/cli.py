@@ -144,7 +144,7 @@ def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deplo
           tick: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How often rollouts are evaluated; 0: not by this server.")] = 60.,
           where: Where = "work", as_json: Json = False) -> None:
     "Answer over HTTP until Ctrl-C or SIGTERM"
-    from mlnb.deploy.workers import run
+    from mlnb.deploy.processes import run
     ws, token = workspace(where), token_file or os.environ.get("MLNB_TOKEN") or None
     if (tls_cert is None) != (tls_key is None): raise ParameterError("give both --tls-cert and --tls-key, or neither")
     names = [deployment] if deployment else [d.name for d in ws.deployments()]

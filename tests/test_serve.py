@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder
 from mlnb.core import events, registry
 from mlnb.core.errors import MlnbError, ParameterError
 from mlnb.core.registry import Deployment, Workspace
-from mlnb.deploy import batch, workers
+from mlnb.deploy import batch, processes
 from mlnb.deploy import serve as serving
 from mlnb.rollout import routing
 
@@ -323,7 +323,7 @@ def test_pages_of_other_origins_are_refused(site: Any) -> None:
 def test_a_server_for_everybody_needs_a_token(site: Any) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(MlnbError, match="give a token"): serving.serve(site.ws, host=host)
-        with pytest.raises(MlnbError, match="give a token"): workers.run(site.ws, host=host)
+        with pytest.raises(MlnbError, match="give a token"): processes.run(site.ws, host=host)
     with pytest.raises(MlnbError, match="token is empty"): serving.serve(site.ws, host="0.0.0.0", token=" ")
     with serving.serve(site.ws, host="0.0.0.0", token="t") as server:
         assert Client(f"http://127.0.0.1:{server.url.rpartition(':')[2]}").get("/v2/health/live")[0] == 200
@@ -365,9 +365,9 @@ def test_stopping_lets_open_requests_finish(site: Any, monkeypatch: pytest.Monke
 SCRIPT = """
 import sys
 from mlnb.core import registry
-from mlnb.deploy import serve, workers
+from mlnb.deploy import serve, processes
 ws = registry.open(sys.argv[1])
-if sys.argv[2] == "run": workers.run(ws, port=0)
+if sys.argv[2] == "run": processes.run(ws, port=0)
 else: print("mlnb serves at", serve.serve(ws).url, flush=True); sys.stdin.readline()
 """
 
