@@ -26,11 +26,18 @@ Fault = tuple["np.ndarray[Any, Any]", str] # which rows, why
 
 _HOLDS = {"numeric": "a number", "integer": "a whole number", "boolean": "true or false", "datetime": "a time", "text": "text", "categorical": "a level of the type of training"}
 
+def _limits(dtype: str) -> Any: # None: it is no dtype of NumPy
+    "The least and the greatest value of a dtype"
+    try: kind = np.dtype(dtype.lower())
+    except TypeError: return None
+    return np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind) if kind.kind == "f" else None
+
 def number_faults(c: Column, values: Any, blank: Any, strict: bool) -> Iterator[Fault]: # blank: rows without a number
     "Numbers that a column does not take"
     finite = np.isfinite(values)
     if c.kind == "integer" or not c.infinite: yield ~finite & ~np.isnan(values.astype(float)) & ~blank, f"column {c.name!r} is infinite"
     if c.kind == "integer": yield finite & (values != np.floor(values)) & ~blank, f"column {c.name!r} should hold {_HOLDS[c.kind]}"
+    if (limits := _limits(c.dtype)) is not None: yield finite & ((values < limits.min) | (values > limits.max)) & ~blank, f"column {c.name!r} does not fit {c.dtype}"
     if strict:
         low, high = -np.inf if c.low is None else c.low, np.inf if c.high is None else c.high
         yield finite & ((values < low) | (values > high)) & ~blank, f"column {c.name!r} lies outside of {c.low} to {c.high}, the range of training"
@@ -69,22 +76,6 @@ def _told(n: int, found: Iterable[Fault]) -> tuple[np.ndarray, list[str]]:
     texts = ["; ".join(why for (_, why), there in zip(found, kind, strict=True) if there) for kind in kinds]
     return bad, [texts[i] for i in np.ravel(of)]
 
-def sift(schema: Schema, frame: pd.DataFrame,
-         strict: bool,                   # does the schema refuse what training never had?
-         keys: Iterable[Fault] = (),     # what is wrong with the keys
-         ) -> Sifted:                    # raises SchemaError if the whole table is wrong: a column is missing
-    "Take the bad rows out of a batch"
-    found = [f for f in keys if f[0].any()]
-    if not found:
-        try: return Sifted(schema.conform(frame, strict), np.zeros(len(frame), bool), [])
-        except SchemaError as e: problems = e.problems
-    else: problems = schema.problems(frame, strict)
-    if whole := [p for p in problems if p.column is None or p.code in ("missing", "unexpected", "duplicate")]: raise SchemaError(whole)
-    for name in dict.fromkeys(p.column for p in problems): found += faults(schema[str(name)], frame[name], strict)
-    bad, reasons = _told(len(frame), found)
-    if bad.all(): return Sifted(None, bad, reasons)
-    return _rest(schema, frame, strict, bad, reasons)
-
 # %% ../../nbs/deploy/sift.ipynb #7a3b7b8d
 def _halves(schema: Schema, frame: pd.DataFrame, strict: bool, at: np.ndarray) -> Iterator[tuple[int, str]]:
     "The rows that a schema refuses, found by halving"
@@ -100,6 +91,23 @@ def _rest(schema: Schema, frame: pd.DataFrame, strict: bool, bad: np.ndarray, re
     said = dict(zip(np.flatnonzero(bad).tolist(), reasons, strict=True)) | more
     bad = np.isin(np.arange(len(frame)), list(said))
     return Sifted(None if bad.all() else schema.conform(frame[~bad], strict), bad, [said[i] for i in sorted(said)])
+
+# %% ../../nbs/deploy/sift.ipynb #0d351309
+def sift(schema: Schema, frame: pd.DataFrame,
+         strict: bool,                   # does the schema refuse what training never had?
+         keys: Iterable[Fault] = (),     # what is wrong with the keys
+         ) -> Sifted:                    # raises SchemaError if the whole table is wrong: a column is missing
+    "Take the bad rows out of a batch"
+    found = [f for f in keys if f[0].any()]
+    if not found:
+        try: return Sifted(schema.conform(frame, strict), np.zeros(len(frame), bool), [])
+        except SchemaError as e: problems = e.problems
+    else: problems = schema.problems(frame, strict)
+    if whole := [p for p in problems if p.column is None or p.code in ("missing", "unexpected", "duplicate")]: raise SchemaError(whole)
+    for name in dict.fromkeys(p.column for p in problems): found += faults(schema[str(name)], frame[name], strict)
+    bad, reasons = _told(len(frame), found)
+    if bad.all(): return Sifted(None, bad, reasons)
+    return _rest(schema, frame, strict, bad, reasons)
 
 # %% ../../nbs/deploy/sift.ipynb #723abe4b
 MOST = 100 # rows of a batch for which a model may fail
