@@ -32,6 +32,7 @@ class Report(NamedTuple):
     problems: list[tuple[int, int, str | None, str, str]]  # first row, last row (in the part), column, code, message; only if bad rows are refused
     files: dict[str, str]        # answers, rejected, log: names of the files
     sha256: str                  # of the answers
+    odd: list[int] = []          # numbers of rows of a CSV file with a wrong number of cells, among all of the part  # noqa: RUF012
 
     def to_json(self) -> str: return json.dumps(self._asdict())
     @classmethod

@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +97,7 @@ def read_csv_piece(piece: Piece, names: list[str], columns: list[str],
                    ) -> Iterator[pa.RecordBatch]:
     "The rows of a piece, each cell as text"
     def odd(row: Any) -> str:
-        if ragged: ragged(row.number - 1 if row.number else 0, f"has {row.actual_columns} cells instead of {row.expected_columns}: {row.text[:200]}")
+        if ragged: ragged(row.number or 0, f"has {row.actual_columns} cells instead of {row.expected_columns}: {row.text[:200]}")
         return "skip" if ragged else "error"
     inside = [c for c in columns if c not in piece.folders]
     with Bytes(piece.path, piece.start, piece.end) as f, pa.csv.open_csv(
@@ -239,12 +239,20 @@ def read_part(feed: Feed, number: int, columns: list[str], rows: int, # at most,
               ) -> Iterator[pa.RecordBatch]:
     "The rows of a part in order"
     fields = [feed.schema.field(c) for c in columns]
+    seen, odd = 0, 0
+    def heard(base: int, row: int, why: str) -> None:
+        nonlocal odd
+        odd += 1
+        if ragged: ragged(base + row, why)
     with reading(feed.name):
         for piece in _joined(feed.parts[number]):
-            if feed.sql is not None: yield from db.read_range(feed.sql, piece.start, piece.end, fields, rows)
-            elif feed.kind == "parquet": yield from read_parquet_piece(piece, fields, rows, coded)
-            elif feed.kind == "arrow": yield from read_arrow_piece(piece, fields, rows)
-            else: yield from read_csv_piece(piece, csv_names(piece.path), columns, ragged)
+            if feed.sql is not None: found = db.read_range(feed.sql, piece.start, piece.end, fields, rows)
+            elif feed.kind == "parquet": found = read_parquet_piece(piece, fields, rows, coded)
+            elif feed.kind == "arrow": found = read_arrow_piece(piece, fields, rows)
+            else: found = read_csv_piece(piece, csv_names(piece.path), columns, partial(heard, seen + odd) if ragged else None)
+            for batch in found:
+                seen += batch.num_rows
+                yield batch
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
     "Neighbouring row groups of a file as one piece"
