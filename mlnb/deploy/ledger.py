@@ -73,6 +73,10 @@ class Ledger:
         return json.loads(found[0]) if found else None
     def set(self, key: str, value: Any) -> None: self.db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
     def record(self, report: Report) -> None: self.db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?)", (report.number, report.to_json()))
+    def clear(self) -> None: # and remove all files but its own
+        for table in ("facts", "parts"): self.db.execute(f"DELETE FROM {table}")  # noqa: S608
+        for path in self.folder.iterdir():
+            if not path.name.startswith(("ledger.db", "rows-")): path.unlink()
     def drop(self, number: int) -> None: self.db.execute("DELETE FROM parts WHERE number = ?", (number,))
     def reports(self) -> dict[int, Report]: return {n: Report.from_json(r) for n, r in self.db.execute("SELECT number, report FROM parts ORDER BY number")}
 

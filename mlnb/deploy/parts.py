@@ -189,9 +189,11 @@ def spool(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -> s
         for b in batches: out.write_batch(b.cast(plain) if b.schema != plain else b)
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-def memory_feed(source: Source, size: int, path: Path, text: frozenset[str] = frozenset()) -> Feed: # path: the Arrow file to make
+def memory_feed(source: Source, size: int, folder: Path, text: frozenset[str] = frozenset()) -> Feed: # folder: where the Arrow file goes, under the name of its content
     "A source of any other kind"
-    with reading(source.name): sha = spool(source.data.to_batches(batch_size=65_536, batch_readahead=1, fragment_readahead=1, use_threads=False), source.data.schema, path)
+    made = folder / f"rows.{os.getpid()}.tmp"
+    with reading(source.name): sha = spool(source.data.to_batches(batch_size=65_536, batch_readahead=1, fragment_readahead=1, use_threads=False), source.data.schema, made)
+    os.replace(made, path := folder / f"rows-{sha[:16]}.arrow")
     with pa.memory_map(str(path)) as f: schema = pa.ipc.open_file(f).schema
     return Feed("arrow", schema, source.name, {"kind": "memory", "sha256": sha, "columns": [f"{f.name} {f.type}" for f in schema]}, cut(arrow_pieces(str(path), size, {}), size), text, files=[str(path)])
 
@@ -219,7 +221,7 @@ def sql_feed(sql: Sql, size: int) -> Feed: # raises ParameterError
 def feed_of(source: Any,         # a path, a table, a pyarrow data set, a database's table
             schema: Schema,      # what the model expects
             size: int,           # rows of a part
-            spool_to: Path,      # where rows go that no other process could read
+            folder: Path,        # where rows go that no other process could read
             ) -> Feed:           # raises ParameterError or SchemaError
     "A source of any kind, cut into parts"
     if (sql := db.as_sql(source)) is not None: return sql_feed(sql, size)
@@ -230,7 +232,7 @@ def feed_of(source: Any,         # a path, a table, a pyarrow data set, a databa
         except ParameterError:
             if not as_frame(frame).columns.is_unique: schema.conform(frame)
             opened, odd = mixed(frame)
-    return file_feed(opened, size) or memory_feed(opened, size, spool_to, odd)
+    return file_feed(opened, size) or memory_feed(opened, size, folder, odd)
 
 # %% ../../nbs/deploy/parts.ipynb #46149434
 def read_part(feed: Feed, number: int, columns: list[str], rows: int, # at most, in a batch

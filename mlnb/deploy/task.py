@@ -86,6 +86,7 @@ class Task:
     start: int           # microseconds, when the job began
     when: int            # event time of rows that have no column with it
     secret: str          # in ids
+    unique: str | None = None  # the column whose values must differ
 
     @property
     def columns(self) -> list[str]: return [c for c in self.feed.columns if c in self.version.schema or c in self.keys.names]
@@ -97,7 +98,7 @@ def load_task(folder: str | os.PathLike[str], url: str | None = None, dep: Deplo
     plan = json.loads((Path(folder) / "plan.json").read_text())
     dep = dep or registry.deployment(registry.open(plan["workspace"], read_only=True), plan["deployment"])
     return Task(Path(folder), dep, registry.version_by_id(dep.ws, plan["version"]), from_plain(plan["feed"], url), Keys(*plan["keys"]), plan["rows"],
-                plan["refuse"], plan["log"], plan["form"], plan["start"], plan["when"], plan["secret"])
+                plan["refuse"], plan["log"], plan["form"], plan["start"], plan["when"], plan["secret"], plan["unique"])
 
 # %% ../../nbs/deploy/task.ipynb #a4579930
 def sink_schema(feed: Feed, keys: Keys, outputs: Schema) -> pa.Schema: # the keys as they are in the source, an id where there is none, and the outputs
@@ -146,11 +147,11 @@ def features(task: Task, table: pa.Table) -> pd.DataFrame:
 
 def refused(task: Task, table: pa.Table, repeated: np.ndarray | None) -> list[Problem]:
     "All that is wrong with a batch, where bad rows are refused"
-    found, keys, frame = [], task.keys, features(task, table)
-    if keys.id and (n := table[keys.id].null_count): found.append(Problem(keys.id, "null", f"column {keys.id!r} is null in {n:,} of {len(frame):,} rows; each row needs its key"))
-    if keys.id and repeated is not None and repeated.any():
-        example = table[keys.id][int(repeated.argmax())].as_py()
-        found.append(Problem(keys.id, "duplicate", f"column {keys.id!r} repeats {int(repeated.sum()):,} values, for example {example!r}; give each row its own"))
+    found, keys, one, frame = [], task.keys, task.unique, features(task, table)
+    if one and (n := table[one].null_count): found.append(Problem(one, "null", f"column {one!r} is null in {n:,} of {len(frame):,} rows; each row needs its key"))
+    if one and repeated is not None and repeated.any():
+        example = table[one][int(repeated.argmax())].as_py()
+        found.append(Problem(one, "duplicate", f"column {one!r} repeats {int(repeated.sum()):,} values, for example {example!r}; give each row its own"))
     if keys.at:
         try: clock.micros_array(table[keys.at].to_pandas(), keys.at)
         except ParameterError as e: found.append(Problem(keys.at, "type", str(e)))
@@ -169,7 +170,7 @@ def answer_batch(task: Task, table: pa.Table, part: int, start: int, repeated: n
     "Sift and answer a batch"
     keys, schema, frame = task.keys, task.version.schema, features(task, table)
     def column(name: str | None) -> pd.Series | None: return None if name is None else table[name].to_pandas().rename(name)
-    fit, bad, reasons = sift(schema, frame, task.dep.strict, key_faults(column(keys.id), column(keys.at), repeated))
+    fit, bad, reasons = sift(schema, frame, task.dep.strict, key_faults(column(task.unique), column(keys.at), repeated))
     failed: dict[int, str] = {}
     if task.refuse and bad.any(): return Done(rejected=_rejected(task, table, bad, reasons, start))
     said = None if fit is None else answer(task.version, fit) if task.refuse else answer_each(task.version, fit, failed)
