@@ -25,15 +25,16 @@ from ..core.result import html_table
 from . import workers as crew
 from .ids import check_ids
 from .ledger import Ledger, Report, accept, all_problems, check_same, discard, kept_parts
-from .logged import drop_marks, log_part, marks, take_out
+from .logged import drop_marks, log_part, make_marks, marks, take_out
 from .lookup import lookup, precompute  # noqa: F401  they lived here once
 from .parts import Feed, feed_of, frame_of, to_plain
 from .sinks import Target, check_target, publish, read_answers, target_of
 from .task import Keys, Task, check_keys, load_task, sink_schema
 
 # %% auto #0
-__all__ = ['PER_PART', 'MANY', 'Engine', 'Options', 'check_options', 'one_time', 'check_header', 'Job', 'open_job', 'bar',
-           'cores', 'engine_of', 'answer_all', 'check_reports', 'log_all', 'BatchResult', 'finish', 'run_job', 'score']
+__all__ = ['PER_PART', 'MANY', 'Engine', 'Place', 'Options', 'check_options', 'one_time', 'check_header', 'Job', 'open_job',
+           'bar', 'cores', 'engine_of', 'answer_all', 'check_reports', 'log_all', 'BatchResult', 'into_sink', 'finish',
+           'run_job', 'score']
 
 # %% ../../nbs/deploy/batch.ipynb #9983e152
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def check_reports(job: Job, reports: list[Report]) -> None: # raises SchemaError
 # %% ../../nbs/deploy/batch.ipynb #0d05006a
 def log_all(job: Job, reports: list[Report]) -> None:
     "Put what is not there yet into the log"
-    task, done = job.task, marks(job.task.dep, job.name)
+    task = job.task
+    make_marks(task.dep)
+    done = marks(task.dep, job.name)
     ticks = job.ticks("logging", sum(r.good for r in reports), 0)
     try:
         for r in reports:
@@ -194,16 +197,23 @@ class BatchResult:
     def _repr_html_(self) -> str: return html_table(self.table())
 
 # %% ../../nbs/deploy/batch.ipynb #4dcc4ee0
-def finish(job: Job, reports: list[Report], seconds: float) -> BatchResult:
-    "Make the output appear, and clean up"
+Place = Callable[[Job, "list[Report]"], "Path | None"] # puts the answers where they belong, again if need be; returns the file of bad rows
+
+def into_sink(job: Job, reports: list[Report]) -> Path | None:
+    "Make the output of a job appear, unless it is there"
+    task, good = job.task, sum(r.good for r in reports)
+    about = {"job": job.name, "deployment": task.dep.name, "version": task.version.number, "answered_at": clock.timestamp(task.start).isoformat(), "source": task.feed.name, "rows": good, "rejected": sum(r.rejected for r in reports)}
+    if job.target.sql is not None and check_target(job.target, task.feed, job.name): return None
+    return publish(job.target, job.ledger, sink_schema(task.feed, task.keys, task.version.outputs), reports, about)
+
+def finish(job: Job, reports: list[Report], seconds: float, place: Place = into_sink) -> BatchResult:
+    "Put the answers in their place, and clean up"
     task, ledger = job.task, job.ledger
     total = {"rows": sum(r.good for r in reports), "rejected": sum(r.rejected for r in reports)}
     reasons = dict(sum((Counter(r.reasons) for r in reports), Counter[str]()).most_common())
-    if not ledger.get("finished"):
+    if ledger.get("finished") is None:
         ledger.set("publishing", True)
-        about = {"job": job.name, "deployment": task.dep.name, "version": task.version.number, "answered_at": clock.timestamp(task.start).isoformat(), "source": task.feed.name, **total}
-        done = job.target.sql is not None and check_target(job.target, task.feed, job.name)
-        side = None if done else publish(job.target, ledger, sink_schema(task.feed, task.keys, task.version.outputs), reports, about)
+        side = place(job, reports)
         ledger.set("finished", str(side) if side else "")
     side_name = ledger.get("finished")
     drop_marks(task.dep, job.name)
@@ -220,7 +230,7 @@ def _interrupted(dep: Deployment, ledger: Ledger, e: BaseException) -> None:
         e.add_note(f"{len(ledger.reports())} of {plan['parts']} parts are finished and kept in {ledger.folder}: the same call goes on from them; resume=False begins anew")
         ledger.close()
 
-def run_job(dep: Deployment, source: Any, target: Target, o: Options, resume: bool, progress: bool, workers: int | None, engine: str | None, client: Any) -> BatchResult:
+def run_job(dep: Deployment, source: Any, target: Target, o: Options, resume: bool, progress: bool, workers: int | None, engine: str | None, client: Any, place: Place = into_sink) -> BatchResult:
     "Answer a source"
     begin, version, ledger = time.monotonic(), dep.champion, Ledger(target.work)
     def ticks(what: str, rows: int, done: int = 0) -> Any: return bar(what, rows, progress, done)
@@ -232,8 +242,8 @@ def run_job(dep: Deployment, source: Any, target: Target, o: Options, resume: bo
         if o.unique and ledger.get("checked") is None: ledger.set("checked", check_ids(dep, feed, o.unique, target.work, o.batch_rows, o.log and o.id == o.unique, ragged=not o.strict))
         reports = answer_all(job, workers, engine, client)
         check_reports(job, reports)
-        if o.log and not ledger.get("finished"): log_all(job, reports)
-        return finish(job, reports, time.monotonic() - begin)
+        if o.log and ledger.get("finished") is None: log_all(job, reports)
+        return finish(job, reports, time.monotonic() - begin, place)
     except BaseException as e:
         _interrupted(dep, ledger, e)
         raise

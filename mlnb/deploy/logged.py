@@ -19,20 +19,24 @@ from ..core.schema import as_frame
 from ..core.windows import forget
 
 # %% auto #0
-__all__ = ['MARKS', 'marks', 'drop_marks', 'batches', 'log_part', 'take_out']
+__all__ = ['MARKS', 'marks', 'drop_marks', 'make_marks', 'batches', 'log_part', 'take_out']
 
 # %% ../../nbs/deploy/logged.ipynb #0420afb7
 MARKS = sa.Table("batch_marks", sa.MetaData(), sa.Column("job", sa.Text, primary_key=True), sa.Column("part", sa.Integer, primary_key=True), sa.Column("batch", sa.Integer, primary_key=True))
 
 def marks(dep: Deployment, job: str) -> set[tuple[int, int]]: # part, batch
     "The batches of a job that are in the log"
-    if not sa.inspect(dep.ws.store.engine).has_table(MARKS.name):
-        with dep.ws.store.write() as c: MARKS.create(c, checkfirst=True)
+    if not sa.inspect(dep.ws.store.engine).has_table(MARKS.name): return set()
     return {(r.part, r.batch) for r in dep.ws.rows(sa.select(MARKS).where(MARKS.c.job == job))}
 
 def drop_marks(dep: Deployment, job: str) -> None:
     "Take the marks of a finished job away"
-    with dep.ws.store.write() as c: c.execute(MARKS.delete().where(MARKS.c.job == job))
+    if marks(dep, job):
+        with dep.ws.store.write() as c: c.execute(MARKS.delete().where(MARKS.c.job == job))
+
+def make_marks(dep: Deployment) -> None:
+    "Make the table of marks, if it is not there"
+    with dep.ws.store.write() as c: MARKS.create(c, checkfirst=True)
 
 # %% ../../nbs/deploy/logged.ipynb #69afccf8
 def batches(path: Path) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
-from ..core import clock, store as st
+from ..core import clock
 from ..core.errors import NotFound, ParameterError
 from ..core.events import said_values, sql_columns
 from ..core.registry import Deployment, version_by_id
@@ -75,19 +75,14 @@ def precompute(dep: Deployment,
                strict: bool = True,      # refuse the whole source because of one bad row; False: leave such rows out
                ) -> int:                 # answers in the table that are new; raises as `score` does, changing nothing
     "Answer now what will be asked later"
-    from mlnb.core.source import Source, open_table
     from mlnb.deploy.batch import Options, check_options, run_job
-    from mlnb.deploy.sinks import target_of
-    age, number, o = max_age(fresh), dep.champion.number, Options(None, at, key, batch_rows, log, strict, unique=key)
+    from mlnb.deploy.sinks import arrow_batches, target_of
+    age, o, folder = max_age(fresh), Options(None, at, key, batch_rows, log, strict, unique=key), Path(dep.ws.path) / "scoring"
     check_options(o, workers, None)
-    folder = Path(dep.ws.path) / "scoring"
-    done = run_job(dep, source, target_of(folder / f"lookup-{dep.id}.arrow", folder), o, True, progress, workers, None, None)
-    table, answers, now = make_table(dep), open_table(str(done.sink)), clock.now()
-    if isinstance(answers, Source):
-        for said in answers.batches(answers.columns, batch_rows): _keep(dep, table, key, said.to_pandas(), number, now, age)
-    for path in (Path(done.sink), done.side):
-        if path is not None: path.unlink(missing_ok=True)
-    return done.rows
+    def place(job: Any, reports: Any) -> None:
+        table, paths = make_table(dep), [job.ledger.folder / r.files["answers"] for r in reports]
+        for said in arrow_batches(paths): _keep(dep, table, key, said.to_pandas(), job.task.version.number, job.task.start, age)
+    return run_job(dep, source, target_of(folder / f"lookup-{dep.id}.arrow", folder), o, True, progress, workers, None, None, place).rows
 
 # %% ../../nbs/deploy/lookup.ipynb #9f9d656c
 class Query(NamedTuple):
@@ -98,10 +93,9 @@ class Query(NamedTuple):
 @lru_cache(256)
 def _query(engine: sa.Engine, table: str, dep_id: int) -> Query:
     "The answer of a key, and the champion"
-    t = sa.table(table, sa.column("key"), sa.column("id"))
-    champion = sa.select(st.ROLES.c.version_id).where(st.ROLES.c.deployment_id == sa.literal(dep_id, literal_execute=True), st.ROLES.c.role == sa.literal("champion", literal_execute=True)).order_by(st.ROLES.c.at.desc(), st.ROLES.c.id.desc()).limit(sa.literal(1, literal_execute=True)).scalar_subquery()
-    made = sa.select(champion, sa.text(f"{table}.*")).select_from(t).where(t.c.key == sa.bindparam("key")).compile(engine, compile_kwargs={"render_postcompile": True})
-    return Query(str(made), made.positional)
+    made: Any = sa.text(f"SELECT (SELECT version_id FROM roles WHERE deployment_id = {int(dep_id)} AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1), l.* "
+                        f"FROM {table} AS l WHERE l.key = :key").compile(engine)  # noqa: S608  the names are made from numbers
+    return Query(str(made), bool(made.positional))
 
 def find(dep: Deployment, key: str) -> tuple[Any, ...] | None: # id of the champion, and the row of the table; None: there is none
     "The row of a key"
@@ -112,7 +106,7 @@ def find(dep: Deployment, key: str) -> tuple[Any, ...] | None: # id of the champ
         cursor.execute(query.sql, (key,) if query.positional else {"key": key})
         row = cursor.fetchone()
         return None if row is None else tuple(row)
-    except Exception as e:
+    except engine.dialect.loaded_dbapi.Error as e:
         if "no such table" not in str(e) and "does not exist" not in str(e): raise
         return None
     finally: raw.close()

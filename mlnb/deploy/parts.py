@@ -215,7 +215,7 @@ def sql_feed(sql: Sql, size: int) -> Feed: # raises ParameterError
         pieces = [Piece("", *r) for r in db.ranges(sql, engine, size)]
     finally: engine.dispose()
     state = {"kind": "sql", "name": sql.name, "order": key.name, **facts, "columns": [f"{f.name} {f.type}" for f in schema]}
-    return Feed("sql", schema, f"source {sql.name}", state, cut(pieces, size), frozenset(f.name for f in schema if pa.types.is_string(f.type)), sql)
+    return Feed("sql", schema, f"source {sql.name}", state, cut(pieces, size), frozenset(f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_integer(f.type)), sql)
 
 # %% ../../nbs/deploy/parts.ipynb #fd1cde72
 def feed_of(source: Any,         # a path, a table, a pyarrow data set, a database's table
@@ -272,6 +272,9 @@ def csv_names(path: str) -> list[str]:
 def frame_of(batch: pa.Table, schema: Schema, text: frozenset[str]) -> Any:
     "A batch as a frame"
     cells = [n for n in batch.column_names if n in text and n in schema and pa.types.is_string(batch[n].type)]
+    for i, name in enumerate(batch.column_names):  # few databases know true and false
+        if name in text and name in schema and schema[name].kind == "boolean" and pa.types.is_integer(batch[name].type) and set(batch[name].unique().to_pylist()) <= {0, 1, None}:
+            batch = batch.set_column(i, name, batch[name].cast(pa.bool_()))
     if not cells: return as_frame(batch)
     ready = {n: from_text(batch[n], schema[n]) for n in cells}
     arrow = {n: ready.get(n, batch[n]) for n in batch.column_names}

@@ -172,5 +172,7 @@ def read_answers(target: Target) -> pd.DataFrame:
             with engine.connect() as c: return pd.DataFrame(c.execute(sa.select(db.rows_of(Sql(target.sql.url, target.sql.what), engine))).mappings().all())
         finally: engine.dispose()
     if target.kind == "csv": return read_csv(str(target.path))
-    table: pa.Table = ds.dataset(target.path, format="ipc" if target.kind == "arrow" else "parquet").to_table()
+    path: Any = target.path
+    files = [path / p["file"] for p in json.loads((path / MANIFEST).read_text())["parts"]] if target.kind == "folder" else path
+    table: pa.Table = ds.dataset(files, format="ipc" if target.kind == "arrow" else "parquet").to_table()
     return table.to_pandas()
