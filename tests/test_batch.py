@@ -1,7 +1,6 @@
 """Scoring: formats, keys, bad rows, faults, kills, clusters, and memory that does not grow with the source."""
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess

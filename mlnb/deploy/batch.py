@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..core import clock
-from ..core.errors import MlnbError, ParameterError, Problem, SchemaError
+from ..core.errors import ParameterError, Problem, SchemaError
 from ..core.registry import Deployment, ModelVersion
 from ..core.result import html_table
 from . import workers as crew

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from ..core.errors import ParameterError
 from ..core.schema import Schema, as_frame

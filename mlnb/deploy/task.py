@@ -9,7 +9,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..core import clock, registry
-from ..core.errors import ParameterError, Problem, SchemaError
+from ..core.errors import ParameterError, Problem
 from ..core.registry import Deployment, ModelVersion
 from ..core.schema import Schema
 from ..core.source import even

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
-from typing import IO, Any
+from typing import Any
 
 from ..core import errors
 from ..core.errors import MlnbError, need
@@ -56,7 +56,8 @@ class Worker:
     def __init__(self, folder: Path):
         one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with open(folder / "workers.log", "ab") as errors_go:
-            self.process = subprocess.Popen([sys.executable, "-c", "import sys; from mlnb.deploy.workers import work; work(sys.argv[1])", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            self.process = subprocess.Popen(  # noqa: S603  ourselves
+                [sys.executable, "-c", "import sys; from mlnb.deploy.workers import work; work(sys.argv[1])", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             stderr=errors_go, text=True, env={**os.environ, **one, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, start_new_session=True)
 
     def ask(self, part: int, url: str | None, tell: Tell, check: bool) -> Report | None: # None: it died; raises what it refused
@@ -167,7 +168,7 @@ def on_dask(task: Task, numbers: Iterable[int], tell: Tell, check: Callable[[], 
                 tell(report.rows)
                 if left: running.add(submit())
                 yield report
-        finally: c.cancel([f for f in running.futures])
+        finally: c.cancel(list(running.futures))
 
 def _result(distributed: Any, future: Any) -> str:
     "What a worker said; raises MlnbError"
