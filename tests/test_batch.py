@@ -413,42 +413,33 @@ def around(owner, name):
 for owner, name in ((ledger.os, "replace"), (ledger.Ledger, "record"), (ledger.Ledger, "set"), (batch, "log_part"), (batch, "drop_marks"), (batch, "discard"), (sinks, "publish_side"), (sinks.db, "write_table"), (ledger, "keep")): around(owner, name)
 dep = registry.deployment(registry.open(sys.argv[1]), "late")
 if sys.argv[3] == "lookup": print(lookup.precompute(dep, sys.argv[2], key="flight", at="at", batch_rows=25, progress=False, log=True))
-else: print(batch.score(dep, sys.argv[2], sys.argv[3], at="at", unit="flight", batch_rows=25, progress=False).rows)
+else: print(batch.score(dep, sys.argv[2], sys.argv[3], at="at", unit="flight", batch_rows=25, progress=False, workers=int(sys.argv[5])).rows)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("sink", ["out.parquet", "out", "sqlite", "lookup"])
-def test_killed_at_any_point_each_row_is_there_once(dep: Deployment, tmp_path: Path, sink: str) -> None:
+@pytest.mark.parametrize(("sink", "first", "workers"), [("out.parquet", 1, 1), ("out", 2, 1), ("sqlite", 3, 2), ("lookup", 2, 1)])
+def test_killed_at_many_points_each_row_is_there_once(dep: Deployment, tmp_path: Path, sink: str, first: int, workers: int) -> None:
     rows = frame(300)
-    rows.loc[[7, 150], "wind"] = 0
     rows.to_csv(tmp_path / "a.csv", index=False)
     where = f"sqlite:///{tmp_path}/out.db#scores" if sink == "sqlite" else sink if sink == "lookup" else str(tmp_path / sink)
-    good = direct(dep, rows.astype({"gate": object}))
-    kills, logged, point = 0, 0, 1
-    while True:
-        p = subprocess.run([sys.executable, "-c", RUN, str(dep.ws.path), str(tmp_path / "a.csv"), where, str(point)], capture_output=True, text=True, timeout=120)
+    good, kills, p = direct(dep, rows), 0, None
+    while p is None or p.returncode:  # each call goes on from what the one before left, and is killed a little later
+        p = subprocess.run([sys.executable, "-c", RUN, str(dep.ws.path), str(tmp_path / "a.csv"), where, str(first + 3 * kills), str(workers)], capture_output=True, text=True, timeout=120)
         assert p.returncode in (0, -signal.SIGKILL), p.stderr
         kills += p.returncode != 0
-        if p.returncode:  # the next call goes on, to be killed a little later than this one
-            point += 3 if point > 12 else 2
-            p = subprocess.run([sys.executable, "-c", RUN, str(dep.ws.path), str(tmp_path / "a.csv"), where, "0"], capture_output=True, text=True, timeout=120)
-            assert p.returncode == 0, p.stderr
-            ended = False
-        else: ended = True
-        assert p.stdout.strip() == "300"
-        log, logged = events.predictions(dep), logged + 300
-        assert len(log) == logged and log["id"].is_unique and set(log["unit"].value_counts()) == {logged // 300}
-        if sink == "lookup": assert [looked.lookup(dep, f)["score"] for f in rows["flight"][:20]] == good[:20]
-        else:
-            out = batch.read_answers(batch.target_of(where, tmp_path))
-            assert out["flight"].tolist() == rows["flight"].tolist() and out["score"].tolist() == good and set(out["id"]) <= set(log["id"])
-        assert not list(tmp_path.glob(".*.mlnb")) and not list((dep.ws.path / "scoring").glob("*" if sink != "lookup" else ".*"))
-        if sink == "sqlite": (tmp_path / "out.db").unlink()
-        if ended: break
-    assert kills >= 8
-    print(sink, kills, "kills")
+        log = events.predictions(dep)["id"]
+        assert log.is_unique and len(log) % 25 == 0
+        if sink == "out.parquet" and (tmp_path / sink).exists(): assert len(pd.read_parquet(tmp_path / sink)) == 300
+    assert p.stdout.strip() == "300" and kills >= 8
+    log = events.predictions(dep).sort_values("unit", key=lambda u: u.str[4:].astype(int))
+    assert log["unit"].tolist() == rows["flight"].tolist() and log["score"].tolist() == good
+    if sink == "lookup": assert [looked.lookup(dep, f)["score"] for f in rows["flight"]] == good
+    else:
+        out = batch.read_answers(batch.target_of(where, tmp_path))
+        assert out["flight"].tolist() == rows["flight"].tolist() and out["score"].tolist() == good and out["id"].tolist() == log["id"].tolist()
+    assert not [p for p in (*tmp_path.iterdir(), *(dep.ws.path / "scoring").glob("*")) if p.name.startswith(".") or p.is_dir() and p.parent.name == "scoring"]
 
 
 def test_the_progress_goes_to_stderr(dep: Deployment, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

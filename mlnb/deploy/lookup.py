@@ -5,9 +5,13 @@
 # %% ../../nbs/deploy/lookup.ipynb #201cd6e1
 from __future__ import annotations
 
+import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
@@ -97,19 +101,29 @@ def _query(engine: sa.Engine, table: str, dep_id: int) -> Query:
     made: Any = sa.text(f"SELECT ({champion}), l.* FROM {table} AS l WHERE l.key = :key").compile(engine)  # noqa: S608  so is the name of the table
     return Query(str(made), bool(made.positional))
 
+_MINE = threading.local() # connections of a thread
+
+def _run(engine: sa.Engine, query: Query, key: str) -> Any:
+    "The row of a key; SQLite gets a connection for each thread, since the way through the pool takes longer than the query"
+    if engine.dialect.name == "sqlite":
+        mine = _MINE.__dict__.setdefault("connections", WeakKeyDictionary())
+        if engine not in mine:
+            fairy = engine.raw_connection()
+            mine[engine] = fairy.driver_connection
+            fairy.detach()
+        return mine[engine].execute(query.sql, (key,)).fetchone()
+    with closing(engine.raw_connection()) as raw, closing(raw.cursor()) as cursor:
+        cursor.execute(query.sql, (key,) if query.positional else {"key": key})
+        return cursor.fetchone()
+
 def find(dep: Deployment, key: str) -> tuple[Any, ...] | None: # id of the champion, and the row of the table; None: there is none
     "The row of a key"
     engine = dep.ws.store.engine
-    query, raw = _query(engine, f"lookup_{dep.id}", dep.id), engine.raw_connection()
-    try:
-        cursor: Any = raw.cursor()
-        cursor.execute(query.sql, (key,) if query.positional else {"key": key})
-        row = cursor.fetchone()
-        return None if row is None else tuple(row)
+    try: row = _run(engine, _query(engine, f"lookup_{dep.id}", dep.id), key)
     except engine.dialect.loaded_dbapi.Error as e:
         if "no such table" not in str(e) and "does not exist" not in str(e): raise
         return None
-    finally: raw.close()
+    return None if row is None else tuple(row)
 
 # %% ../../nbs/deploy/lookup.ipynb #9bf377ed
 @lru_cache(256)
@@ -138,6 +152,8 @@ def kept(dep: Deployment, key: str) -> Kept | None: # None: there is none
     return Kept(said, version, computed, stale)
 
 # %% ../../nbs/deploy/lookup.ipynb #ba9fa93a
+def _iso(micros: int) -> str: return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)).isoformat()
+
 def lookup(dep: Deployment,
            key: Any,               # as in the key column; numbers as text
            row: Any = None,        # the features, as a dict; answered now if the key's answer is missing or stale
@@ -145,13 +161,13 @@ def lookup(dep: Deployment,
     "The answer that was computed for a key, or one that is computed now"
     found, name = kept(dep, str(key)), str(key)
     if found is not None and (not found.stale or row is None):
-        return {"deployment": dep.name, "key": name, **found.said, "version": found.version, "computed_at": clock.timestamp(found.computed).isoformat(), "age_seconds": round((clock.now() - found.computed) / 1e6, 3),
+        return {"deployment": dep.name, "key": name, **found.said, "version": found.version, "computed_at": _iso(found.computed), "age_seconds": round((clock.now() - found.computed) / 1e6, 3),
                 "fresh": not found.stale, "source": "precomputed", **({"why": found.stale} if found.stale else {})}
     why = "there is no precomputed answer for it" if found is None else found.stale
     if row is None: raise NotFound(f"there is no precomputed prediction for key {name!r} in deployment {dep.name!r}; compute it with dep.precompute(source, key=...), or give a row of features")
     said = _now(dep, row, name)
     outputs = {str(k): v for k, v in zip(said.columns, next(said.itertuples(index=False, name=None)), strict=True) if v is not None}
-    return {"deployment": dep.name, "key": name, **outputs, "version": said.attrs["version"], "computed_at": clock.timestamp(clock.now()).isoformat(), "age_seconds": 0., "fresh": True, "source": "real time", "why": why}
+    return {"deployment": dep.name, "key": name, **outputs, "version": said.attrs["version"], "computed_at": _iso(clock.now()), "age_seconds": 0., "fresh": True, "source": "real time", "why": why}
 
 def _now(dep: Deployment, row: Any, key: str) -> pd.DataFrame:
     "The answer to a row, by the way that requests take"
