@@ -123,11 +123,14 @@ def check_same(ledger: Ledger, now: dict[str, Any]) -> None: # raises ParameterE
         raise ParameterError(f"a run for this sink that began {clock.timestamp(plan['start']):%Y-%m-%d %H:%M:%S} UTC was interrupted after {len(ledger.reports())} of {plan['parts']} parts, and it was another one: {'; '.join(diff)}. "
                              "Put this right and run it again; or give resume=False to begin anew, which takes back what that run logged; or give another sink")
 
-# %% ../../nbs/deploy/ledger.ipynb #9756e6a6
+# %% ../../nbs/deploy/ledger.ipynb #9e68999e
 def discard(ledger: Ledger) -> None:
     "Remove the folder of a job, with all that it holds"
     ledger.close()
-    shutil.rmtree(ledger.folder, ignore_errors=True)
+    gone = ledger.folder.with_name(f"{ledger.folder.name}.{secrets.token_hex(4)}.gone")
+    try: os.replace(ledger.folder, gone)
+    except OSError: gone = ledger.folder  # somebody has a file of it open
+    for old in (gone, *ledger.folder.parent.glob(f"{ledger.folder.name}.*.gone")): shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/deploy/ledger.ipynb #c004c105
 LISTED = 20  # problems that a message lists
