@@ -230,6 +230,7 @@ def _interrupted(dep: Deployment, ledger: Ledger, e: BaseException) -> None:
         e.add_note(f"{len(ledger.reports())} of {plan['parts']} parts are finished and kept in {ledger.folder}: the same call goes on from them; resume=False begins anew")
         ledger.close()
 
+# %% ../../nbs/deploy/batch.ipynb #e610abaa
 def run_job(dep: Deployment, source: Any, target: Target, o: Options, resume: bool, progress: bool, workers: int | None, engine: str | None, client: Any, place: Place = into_sink) -> BatchResult:
     "Answer a source"
     begin, version, ledger = time.monotonic(), dep.champion, Ledger(target.work)
@@ -248,6 +249,7 @@ def run_job(dep: Deployment, source: Any, target: Target, o: Options, resume: bo
         _interrupted(dep, ledger, e)
         raise
 
+# %% ../../nbs/deploy/batch.ipynb #6162374c
 def score(dep: Deployment,
           source: Any,                # a Parquet, CSV or Arrow file or a folder of them, a pyarrow data set, any table, or a database's as url#table
           sink: Any,                  # a .parquet, .csv or .arrow file, replaced if it exists; a folder; or a new table of a database as url#table

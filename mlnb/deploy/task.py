@@ -248,6 +248,14 @@ def _batches(task: Task, number: int, odd: list[tuple[int, str]]) -> Iterator[tu
         yield start, table, None if repeats is None else np.isin(np.arange(start, start + table.num_rows), repeats)
         start += table.num_rows
 
+def _add_odd(task: Task, files: Files, odd: list[tuple[int, str]]) -> None:
+    "Put rows with a wrong number of cells among the rejected; a minus says that their number is that among all"
+    if not odd: return
+    schema = rejected_schema(task)
+    made = {"row": pa.array([-n for n, _ in odd], pa.int64()), "reason": pa.array([f"the row {why}" for _, why in odd], pa.string())}
+    files.add("rejected", pa.table([made.get(f.name, pa.nulls(len(odd), f.type)) for f in schema], schema=schema))
+
+# %% ../../nbs/deploy/task.ipynb #38644ab7
 def answer_part(task: Task, number: int,
                 check: bool = False,                        # only say what is wrong, because all will be refused anyway
                 tell: Callable[[int], None] | None = None,  # hears how many rows were done
@@ -273,10 +281,3 @@ def answer_part(task: Task, number: int,
         raise
     reasons = dict(counted) | ({"the number of cells is wrong": len(odd)} if odd else {})
     return Report(number, rows + len(odd), good, sum(reasons.values()), reasons, problems, names, sha256(task.folder / names["answers"]), [n for n, _ in odd])
-
-def _add_odd(task: Task, files: Files, odd: list[tuple[int, str]]) -> None:
-    "Put rows with a wrong number of cells among the rejected; a minus says that their number is that among all"
-    if not odd: return
-    schema = rejected_schema(task)
-    made = {"row": pa.array([-n for n, _ in odd], pa.int64()), "reason": pa.array([f"the row {why}" for _, why in odd], pa.string())}
-    files.add("rejected", pa.table([made.get(f.name, pa.nulls(len(odd), f.type)) for f in schema], schema=schema))

@@ -85,6 +85,14 @@ class Worker:
 # %% ../../nbs/deploy/workers.ipynb #0f1997c9
 DEATHS = 3 # workers that may die of one part
 
+def _died(task: Task, part: int, code: int | None) -> str:
+    "What to say of a part that nobody survives"
+    last = (task.folder / "workers.log").read_text(errors="replace").strip().rpartition("\n")[2][:300]
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+    return (f"{DEATHS} workers died while they answered part {part}; the last one {how}" + (f", and said {last!r}" if last else "") +
+            ". If memory is short, give fewer workers or a smaller batch_rows. The parts that are finished are kept: the same call goes on from them")
+
+# %% ../../nbs/deploy/workers.ipynb #d21680bd
 class Crew:
     "Workers, and what they have to do"
     def __init__(self, task: Task, size: int):
@@ -120,13 +128,6 @@ class Crew:
     def end(self) -> None:
         self.stop.set()
         for w in self.all: w.end()
-
-def _died(task: Task, part: int, code: int | None) -> str:
-    "What to say of a part that nobody survives"
-    last = (task.folder / "workers.log").read_text(errors="replace").strip().rpartition("\n")[2][:300]
-    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-    return (f"{DEATHS} workers died while they answered part {part}; the last one {how}" + (f", and said {last!r}" if last else "") +
-            ". If memory is short, give fewer workers or a smaller batch_rows. The parts that are finished are kept: the same call goes on from them")
 
 # %% ../../nbs/deploy/workers.ipynb #6049aab9
 def processes(task: Task, numbers: Iterable[int], tell: Tell, check: Callable[[], bool], size: int) -> Iterator[Report]: # size: how many; raises MlnbError if workers die again and again
