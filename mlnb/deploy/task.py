@@ -31,7 +31,7 @@ from .sift import answer_each, key_faults, sift
 
 # %% auto #0
 __all__ = ['Form', 'Keys', 'check_keys', 'made_ids', 'Task', 'load_task', 'sink_schema', 'said_table', 'stored', 'log_table',
-           'as_ids', 'features', 'refused', 'Done', 'answer_batch', 'rejected_schema', 'Files', 'true_rows',
+           'as_ids', 'features', 'refused', 'rejected_schema', 'Done', 'answer_batch', 'Files', 'true_rows',
            'answer_part']
 
 # %% ../../nbs/deploy/task.ipynb #52191475
@@ -156,7 +156,24 @@ def refused(task: Task, table: pa.Table, repeated: np.ndarray | None) -> list[Pr
         except ParameterError as e: found.append(Problem(keys.at, "type", str(e)))
     return found + task.version.schema.problems(frame, task.dep.strict)
 
-# %% ../../nbs/deploy/task.ipynb #1537862d
+# %% ../../nbs/deploy/task.ipynb #2e61e4b2
+def _without(fit: pd.DataFrame, bad: np.ndarray, reasons: list[str], failed: dict[int, str]) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    "The same without the rows that the model could not answer"
+    why = dict(zip(np.flatnonzero(bad).tolist(), reasons, strict=True)) | dict(zip(np.flatnonzero(~bad)[list(failed)].tolist(), failed.values(), strict=True))
+    return fit.drop(index=fit.index[list(failed)]), np.isin(np.arange(len(bad)), list(why)), [why[i] for i in sorted(why)]
+
+def rejected_schema(task: Task) -> pa.Schema:
+    "The columns of the side file"
+    fields = [task.feed.schema.field(c) for c in task.columns]
+    return pa.schema([("row", pa.int64()), ("reason", pa.string()), *((f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in fields)])
+
+def _rejected(task: Task, table: pa.Table, bad: np.ndarray, reasons: list[str], start: int) -> pa.Table | None:
+    "Bad rows as they were sent, with their numbers in the part and the reasons"
+    if not bad.any(): return None
+    rows, where = table.filter(pa.array(bad)), np.flatnonzero(bad) + start + 1
+    return pa.table([pa.array(where), pa.array(reasons, pa.string()), *rows.columns], names=["row", "reason", *rows.column_names]).cast(rejected_schema(task))
+
+# %% ../../nbs/deploy/task.ipynb #9c8e9745
 @dataclass
 class Done:
     "A batch that was answered: tables to write, and the reasons of its bad rows"
@@ -177,22 +194,6 @@ def answer_batch(task: Task, table: pa.Table, part: int, start: int, repeated: n
     done = Done(rejected=_rejected(task, table, bad, reasons, start), good=int((~bad).sum()))
     if fit is not None and said is not None: _fill(task, done, table.filter(pa.array(~bad)) if bad.any() else table, frame, fit, bad, said, part, start)
     return done
-
-def _without(fit: pd.DataFrame, bad: np.ndarray, reasons: list[str], failed: dict[int, str]) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    "The same without the rows that the model could not answer"
-    why = dict(zip(np.flatnonzero(bad).tolist(), reasons, strict=True)) | dict(zip(np.flatnonzero(~bad)[list(failed)].tolist(), failed.values(), strict=True))
-    return fit.drop(index=fit.index[list(failed)]), np.isin(np.arange(len(bad)), list(why)), [why[i] for i in sorted(why)]
-
-def rejected_schema(task: Task) -> pa.Schema:
-    "The columns of the side file"
-    fields = [task.feed.schema.field(c) for c in task.columns]
-    return pa.schema([("row", pa.int64()), ("reason", pa.string()), *((f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in fields)])
-
-def _rejected(task: Task, table: pa.Table, bad: np.ndarray, reasons: list[str], start: int) -> pa.Table | None:
-    "Bad rows as they were sent, with their numbers in the part and the reasons"
-    if not bad.any(): return None
-    rows, where = table.filter(pa.array(bad)), np.flatnonzero(bad) + start + 1
-    return pa.table([pa.array(where), pa.array(reasons, pa.string()), *rows.columns], names=["row", "reason", *rows.column_names]).cast(rejected_schema(task))
 
 def _fill(task: Task, done: Done, table: pa.Table, frame: pd.DataFrame, fit: pd.DataFrame, bad: np.ndarray, said: pd.DataFrame, part: int, start: int) -> None:
     "Answers as they are written, and what the log needs"
