@@ -19,7 +19,7 @@ from threading import Event
 from typing import Any
 
 from ..core import errors
-from ..core.errors import MlnbError, need
+from ..core.errors import MlnbError, ParameterError, need
 from .ledger import Report
 from .task import Task, answer_part, load_task
 
@@ -153,7 +153,9 @@ def _task(folder: str, url: str | None, changed: int) -> Task: return load_task(
 def cluster(client: Any, size: int) -> Iterator[Any]: # client: of the caller, or None for a cluster of `size` processes of this machine
     "A client of a Dask cluster; one that was made here is closed"
     distributed = need("distributed", "scale")
-    if client is not None: yield client
+    if client is not None:
+        if not hasattr(client, "submit"): raise ParameterError(f"client is a {type(client).__name__}; give a distributed.Client, or none for a cluster of this machine")
+        yield client
     else:
         with distributed.LocalCluster(n_workers=size, threads_per_worker=1, dashboard_address=None) as made, distributed.Client(made) as client: yield client
 
