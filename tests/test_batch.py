@@ -503,13 +503,13 @@ from mlnb.deploy import batch, lookup as looked, task as tasks
 from mlnb.deploy.sql import Sql, write_table
 ws = registry.open(sys.argv[1])
 dep = registry.deployment(ws, "twice")
-batch.score(dep, sys.argv[2], sys.argv[4] + ".warm.parquet", id="id", batch_rows=16_384, progress=False, log=False)
+batch.score(dep, sys.argv[2], sys.argv[4] + ".warm.parquet", id="id", batch_rows=16_384, workers=1, progress=False, log=False)
 peak, me, done = [0], psutil.Process(), threading.Event()
 def watch():
     while not done.wait(.01): peak[0] = max(peak[0], me.memory_info().rss)
 start = me.memory_info().rss
 t = threading.Thread(target=watch, daemon=True); t.start()
-result = batch.score(dep, sys.argv[3], sys.argv[4], id="id", batch_rows=16_384, progress=False, log=sys.argv[5] == "log")
+result = batch.score(dep, sys.argv[3], sys.argv[4], id="id", batch_rows=16_384, workers=1, progress=False, log=sys.argv[5] == "log")
 done.set(); t.join()
 print(json.dumps({"rows": result.rows, "growth": (peak[0] - start) / 2**20}))
 """
