@@ -544,5 +544,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, form: str) -> None:
         assert found["rows"] == rows
         growth[rows] = found["growth"]
         print(form, rows, f"{found['growth']:.0f} MB")
-    # the table alone has 110 MB, as text 200; ids are watched in 8 bytes each, which makes 11 MB, twice while they are merged; of a long CSV file, Arrow reads 30 MB ahead
-    assert growth[1_600_000] < growth[200_000] + (50 if form == "parquet" else 90), growth
+    # the table alone has 110 MB, as text 200; of the ids, some slices of 8 MB are in memory; pages of files that are read back count as long as nobody wants the memory; of a long CSV file, Arrow reads 30 MB ahead
+    assert growth[1_600_000] < growth[200_000] + (60 if form == "parquet" else 90), growth

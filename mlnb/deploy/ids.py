@@ -34,7 +34,7 @@ def hashes(values: pa.ChunkedArray) -> np.ndarray: # uint64, shape (n,); 0 where
     return made
 
 # %% ../../nbs/deploy/ids.ipynb #6a26bec0
-SLICE = 1 << 22 # hashes in memory
+SLICE = 1 << 20 # hashes in memory
 
 def _read(path: Path) -> Iterator[np.ndarray]:
     "The hashes of a file, some at a time"
