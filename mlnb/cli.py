@@ -155,18 +155,22 @@ def serve(deployment: Annotated[str | None, typer.Argument(help="Only this deplo
 
 # %% ../nbs/cli.ipynb #f8f9d982
 @command("score", "mlnb score delays january.parquet scored/january.parquet --id flight --at departs")
-def score(deployment: str, source: Annotated[Path, typer.Argument(help="The rows to answer: a Parquet or CSV file, or a folder of them.")],
-          sink: Annotated[Path, typer.Argument(help="Where the answers go.")],
+def score(deployment: str, source: Annotated[str, typer.Argument(help="The rows to answer: a Parquet, CSV or Arrow file, a folder of them, or a table as URL#TABLE.")],
+          sink: Annotated[str, typer.Argument(help="Where the answers go: a .parquet, .csv or .arrow file, a folder, or a new table as URL#TABLE.")],
           at: Annotated[str | None, typer.Option(help="Column with the event times; now by default.")] = None,
           id: Annotated[str | None, typer.Option("--id", help="Column with the ids; made by default.")] = None,
           unit: Annotated[str | None, typer.Option(help="Column that says whom each row concerns.")] = None,
           log: Annotated[bool, typer.Option("--log/--no-log", help="Keep the predictions in the log.")] = True,
+          strict: Annotated[bool | None, typer.Option("--strict/--no-strict", help="Refuse everything because of one bad row, or set such rows aside; as the deployment by default.")] = None,
+          workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
+          dask: Annotated[bool, typer.Option("--dask", help="Let a Dask cluster of this machine answer.")] = False,
+          resume: Annotated[bool, typer.Option("--resume/--anew", help="Go on with a run that was interrupted, or begin anew.")] = True,
           where: Where = "work", as_json: Json = False) -> None:
-    "Answer all rows of a file"
+    "Answer all rows of a file or table"
     dep = workspace(where).deployment(deployment)
-    done = dep.score(source, sink, at=at, id=id, unit=unit, log=log, progress=not as_json and sys.stderr.isatty())
-    end({"rows": done.rows, "logged": done.logged, "version": done.version, "sink": str(done.sink), "seconds": done.seconds},
-        [f"{done.rows:,} rows answered by version {done.version}, {done.logged:,} logged; the answers are in {done.sink}"], as_json)
+    done = dep.score(source, sink, at=at, id=id, unit=unit, log=log, strict=strict, workers=workers, engine="dask" if dask else None, resume=resume, progress=not as_json and sys.stderr.isatty())
+    bad = [f"{done.rejected:,} bad rows are in {done.side or 'a table beside it'}: {', '.join(f'{n:,} times {why}' for why, n in done.reasons.items())}"] if done.rejected else []
+    end(done.to_dict(), [f"{done.rows:,} rows answered by version {done.version}, {done.logged:,} logged; the answers are in {done.sink}", *bad], as_json)
 
 # %% ../nbs/cli.ipynb #8cde8ba1
 @command("feedback", "mlnb feedback delays labels.csv")

@@ -190,17 +190,23 @@ def test_a_log_that_lost_its_last_rows(dep):
 
 
 def test_a_failed_batch_job_forgets(dep, tmp_path, monkeypatch):
-    from mlnb.deploy import batch
+    from mlnb.deploy import batch, logged
     frame = rows(100, 3)
     def fails(*args, **kw):
-        if kw["ids"][0] != "0": raise OSError("the disk is full")
+        if kw["ids"][0] == "50": raise OSError("the disk is full")
         real(*args, **kw)
         fold(dep, dep.champion)
-    real = batch.log_predictions
+    def run(**options): return batch.score(dep, frame.assign(id=np.arange(100)), tmp_path / "out.parquet", id="id", at="2013-07-01", batch_rows=50, progress=False, **options)
+    real = logged.log_predictions
     log(dep, [0, 1])
-    monkeypatch.setattr(batch, "log_predictions", fails)
-    with pytest.raises(OSError): batch.score(dep, frame.assign(id=np.arange(100)), tmp_path / "out.parquet", id="id", at="2013-07-01", batch_rows=50, progress=False)
-    assert check(dep).n == 2
+    monkeypatch.setattr(logged, "log_predictions", fails)
+    with pytest.raises(OSError): run()
+    assert check(dep).n == 52
+    with pytest.raises(OSError): run(resume=False)
+    assert check(dep).n == 52
+    monkeypatch.undo()
+    run()
+    assert check(dep).n == 102
 
 
 def test_read_only_and_old_workspaces(dep, tmp_path):

@@ -38,9 +38,9 @@ def reading(what: object) -> Iterator[None]:
 def _files(path: Path) -> str:
     "The format of a file, or of the files in a folder"
     if not path.exists(): raise ParameterError(f"source={str(path)!r}: there is no such file or folder")
-    found = {p.suffix for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file() and p.name[0] not in "._"}
-    if found not in ({".parquet"}, {".csv"}):
-        raise ParameterError(f"source={str(path)!r} has {', '.join(sorted(found)) or 'no files'}; give a .parquet or .csv file, or a folder of either")
+    found = {p.suffix for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file() and not any(n[0] in "._" for n in p.relative_to(path).parts)}
+    if found not in ({".parquet"}, {".csv"}, {".arrow"}):
+        raise ParameterError(f"source={str(path)!r} has {', '.join(sorted(found)) or 'no files'}; give a .parquet, .csv or .arrow file, or a folder of one kind")
     return found.pop()[1:]
 
 # %% ../../nbs/core/source.ipynb #8ef59b10
@@ -208,7 +208,8 @@ def _as_text(path: Path) -> ds.CsvFileFormat:
     "The format of a CSV file of which every cell is text"
     head = next(path.rglob("*.csv")) if path.is_dir() else path
     with open(head, encoding="utf-8-sig", newline="") as f: names = pa.csv.read_csv(pa.py_buffer(f.readline().encode())).column_names
-    return ds.CsvFileFormat(convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())))
+    lenient = pa.csv.ParseOptions(invalid_row_handler=lambda row: "skip")  # here only names are looked at; whoever reads meets such a row
+    return ds.CsvFileFormat(lenient, convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())))
 
 # %% ../../nbs/core/source.ipynb #ddec56fc
 def _in_memory(frame: pd.DataFrame, schema: Schema | None) -> Source:
