@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'metadata', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS', 'ROLLOUTS',
-           'MOVES', 'WINDOWS', 'FOLDED', 'Store', 'open_store', 'artefact_path', 'put', 'get', 'fetch']
+           'MOVES', 'WINDOWS', 'FOLDED', 'ARCHIVES', 'AUDIT', 'Store', 'open_store', 'artefact_path', 'put', 'get',
+           'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -70,6 +71,11 @@ MOVES = _table("moves", _int("rollout_id"), _int("number"), _text("state"), _int
 WINDOWS = _table("windows", _int("deployment_id"), _int("version_id"), _int("day"), _int("rows"), sa.Column("profile", sa.LargeBinary, nullable=False),
                  sa.UniqueConstraint("deployment_id", "version_id", "day"))
 FOLDED = _table("folded", _int("deployment_id"), _int("version_id"), _int("seq"), sa.UniqueConstraint("deployment_id", "version_id"))
+
+# %% ../../nbs/core/store.ipynb #46b59464
+ARCHIVES = _table("archives", _int("deployment_id", index=True), _text("file", unique=True), _text("sha"), _int("bytes"), _int("rows"), _int("first"), _int("last"),
+                  _int("since"), _int("until"), _int("earliest"), _int("latest"), sa.Column("logged", sa.Float, nullable=False), sa.Column("ids", sa.LargeBinary, nullable=False), _int("created"))
+AUDIT = _table("audit", _int("deployment_id", index=True), _text("action"), _int("at"), _text("details"), _text("actor"))
 
 # %% ../../nbs/core/store.ipynb #70392681
 def _frozen(folder: Path) -> bool:
