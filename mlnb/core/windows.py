@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from . import clock, store as st
+from . import archive, clock, store as st
+from .archive import File, Range
 from .clock import TimeLike
 from .errors import ParameterError
 from .events import read_log, tables
@@ -52,7 +53,7 @@ DAY = 86_400_000_000  # microseconds
 
 def reference(dep: Deployment, version: ModelVersion) -> Profile:
     "The version's profile of the columns that the log of a deployment has"
-    logged = {*dep.schema.names, *dep.outputs.names}
+    logged = {*dep.schema.names, *dep.outputs.names} - {*dep.schema.private}  # what is hashed or omitted is not compared
     return version.profile.select([c for c in version.profile.columns if c in logged])
 
 def by_day(frame: pd.DataFrame,   # rows of the log in order of time, with `at`
@@ -94,12 +95,15 @@ class Span(NamedTuple):
     rows: int
     sum: float   # of the times when they were written down, in microseconds
 
-def _span(c: sa.Connection, dep: Deployment, version: ModelVersion, upto: int | None = None) -> Span:
-    "The next rows to count"
+def _span(c: sa.Connection, dep: Deployment, version: ModelVersion, upto: int | None = None, found: list[File] | None = None) -> Span: # found: of archived rows; those of now by default
+    "The next rows to count, in the table and in files"
+    found = archive.files(dep, c) if found is None else found
     log = tables(dep)[0]
     after = c.scalar(sa.select(st.FOLDED.c.seq).where(_mine(st.FOLDED, dep, version))) or 0
-    if upto is None: upto = min(c.scalar(sa.select(sa.func.max(log.c.seq))) or 0, after + PIECE)
-    return Span(after, upto, *c.execute(sa.select(sa.func.count(), sa.func.total(log.c.logged)).where(log.c.seq > after, log.c.seq <= upto)).one())
+    if upto is None: upto = min(max([c.scalar(sa.select(sa.func.max(log.c.seq))) or 0, *(f.last for f in found)]), after + PIECE)
+    rows, logged = c.execute(sa.select(sa.func.count(), sa.func.total(log.c.logged)).where(log.c.seq > after, log.c.seq <= upto)).one()
+    old = archive.tally(dep, found, Range(after=after, upto=upto))
+    return Span(after, upto, rows + old[0], logged + old[1])
 
 # %% ../../nbs/core/windows.ipynb #2be78dc2
 def _add_day(c: sa.Connection, dep: Deployment, version: ModelVersion, day: int, part: Profile) -> None:
@@ -111,7 +115,9 @@ def _add_day(c: sa.Connection, dep: Deployment, version: ModelVersion, day: int,
 
 def _fold_piece(dep: Deployment, version: ModelVersion) -> int | None: # rows counted; None when there are no new ones
     "Count the next rows and keep them"
-    with dep.ws.store.read() as c: span = _span(c, dep, version)
+    def look(found: list[File]) -> Span:
+        with dep.ws.store.read() as c: return _span(c, dep, version, found=found)
+    span = archive.steady(dep, look)
     if span.upto < span.after:  # rows were taken out that are counted
         with dep.ws.store.write() as c: forget(c, dep)
         return 0
