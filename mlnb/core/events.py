@@ -431,7 +431,7 @@ def feedback_summary(dep: Deployment) -> dict[str, int]: # labels, predictions l
     per = sa.select(fb.c.id, sa.func.count().label("n"), sa.func.count(fb.c.y.distinct()).label("values")).group_by(fb.c.id).subquery()
     def read(_: list[File]) -> dict[str, int]:
         with dep.ws.store.read() as c:
-            old = _in_files(c, dep, sa.select(fb.c.id.distinct()).where(~known))
+            old = _in_files(c, dep, sa.select(fb.c.id).distinct().where(~known))
             def count(query: Any) -> int: return c.scalar(query) or 0
             return {"labels": count(sa.select(sa.func.count()).select_from(fb)), "labelled": count(sa.select(sa.func.count(fb.c.id.distinct())).where(known)) + old,
                     "unknown": count(sa.select(sa.func.count(fb.c.id.distinct())).where(~known)) - old,

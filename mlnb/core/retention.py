@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['Removed', 'record', 'audit', 'Thinned', 'thin', 'swap', 'clear', 'delete_rows', 'prune', 'removing']
+__all__ = ['Removed', 'record', 'audit', 'Thinned', 'thin', 'swap', 'clear', 'delete_where', 'delete_ids', 'delete_rows', 'prune',
+           'removing']
 
 # %% ../../nbs/core/retention.ipynb #832ca168
 class Removed(NamedTuple):
@@ -82,22 +83,22 @@ def clear(dep: Deployment, thinned: Iterable[Thinned], done: bool) -> None: # do
         if done: (dep.ws.path / t.old.file).unlink(missing_ok=True)
 
 # %% ../../nbs/core/retention.ipynb #2c440569
-def _delete(c: sa.Connection, t: sa.Table, *where: sa.ColumnElement[bool]) -> int:
+def delete_where(c: sa.Connection, t: sa.Table, *where: sa.ColumnElement[bool]) -> int:
     "Delete rows of a table, if it is there"
     return int(c.execute(t.delete().where(*where)).rowcount) if sa.inspect(c).has_table(t.name) else 0
 
-def _delete_ids(c: sa.Connection, t: sa.Table, column: Any, ids: list[str], *where: sa.ColumnElement[bool]) -> int:
+def delete_ids(c: sa.Connection, t: sa.Table, column: Any, ids: list[str], *where: sa.ColumnElement[bool]) -> int:
     "Delete rows by many ids"
-    return sum(_delete(c, t, column.in_(ids[i:i + 500]), *where) for i in range(0, len(ids), 500))
+    return sum(delete_where(c, t, column.in_(ids[i:i + 500]), *where) for i in range(0, len(ids), 500))
 
 def delete_rows(c: sa.Connection, dep: Deployment, where: sa.ColumnElement[bool], # of the log
                 ids: list[str]) -> tuple[int, int, int]: # ids: of rows in files, too; predictions in the database, labels and shadow answers that were deleted
     "Delete predictions with their labels and shadow answers"
     (log, fb), sh = tables(dep), shadow_table(dep)
     mine = sa.select(log.c.id).where(where)
-    labels = _delete(c, fb, fb.c.id.in_(mine)) + _delete_ids(c, fb, fb.c.id, ids)
-    shadows = _delete(c, sh, sh.c.id.in_(mine)) + _delete_ids(c, sh, sh.c.id, ids)
-    return _delete(c, log, where), labels, shadows
+    labels = delete_where(c, fb, fb.c.id.in_(mine)) + delete_ids(c, fb, fb.c.id, ids)
+    shadows = delete_where(c, sh, sh.c.id.in_(mine)) + delete_ids(c, sh, sh.c.id, ids)
+    return delete_where(c, log, where), labels, shadows
 
 # %% ../../nbs/core/retention.ipynb #72422d28
 def _check_rollout(c: sa.Connection, dep: Deployment, cut: int) -> None: # raises ParameterError
@@ -108,7 +109,7 @@ def _check_rollout(c: sa.Connection, dep: Deployment, cut: int) -> None: # raise
 def _orphans(c: sa.Connection, dep: Deployment, found: list[File], cut: int) -> list[str]:
     "Ids of labels before a time that belong to no prediction"
     log, fb = tables(dep)
-    ids = list(c.scalars(sa.select(fb.c.id.distinct()).where(fb.c.at < cut, ~sa.exists().where(log.c.id == fb.c.id))))
+    ids = list(c.scalars(sa.select(fb.c.id).distinct().where(fb.c.at < cut, ~sa.exists().where(log.c.id == fb.c.id))))
     known = archive.known(dep, found, ids) if ids else set()
     return [i for i in ids if i not in known]
 
@@ -122,7 +123,7 @@ def _pruned(c: sa.Connection, dep: Deployment, cut: int, found: list[File], thin
     ex, out = exposure_table(dep), outcome_table(dep)
     ids, old = [i for t in thinned for i in t.ids], _orphans(c, dep, found, cut)
     rows, labels, shadows = delete_rows(c, dep, log.c.at < cut, ids)
-    return Removed(rows + len(ids), len(ids), labels + _delete_ids(c, fb, fb.c.id, old, fb.c.at < cut), _delete(c, ex, ex.c.at < cut), shadows, _delete(c, out, out.c.at < cut), 0)
+    return Removed(rows + len(ids), len(ids), labels + delete_ids(c, fb, fb.c.id, old, fb.c.at < cut), delete_where(c, ex, ex.c.at < cut), shadows, delete_where(c, out, out.c.at < cut), 0)
 
 def prune(dep: Deployment,
           before: TimeLike | None = None, # delete what happened before this
@@ -131,10 +132,10 @@ def prune(dep: Deployment,
           actor: str = "user",
           ) -> Removed:                   # raises ParameterError
     "Delete old predictions, labels, exposures, shadow answers and outcomes"
+    import pyarrow.compute as pc
     cut = cutoff(before, older)
     archive.sweep(dep)
     lasting_numbers(dep)
-    import pyarrow.compute as pc
     return removing(dep, lambda f: thin(dep, f, lambda t: pc.less(t["at"], cut)) if f.since < cut else None,
                     lambda c, found, thinned: _pruned(c, dep, cut, found, thinned), "prune", try_only, actor, lambda c: _check_rollout(c, dep, cut), before=clock.timestamp(cut).isoformat())
 

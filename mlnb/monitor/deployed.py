@@ -220,7 +220,7 @@ def deployment_estimate(dep: Deployment,                # whose answers
     rows, version, left = window_rows(dep, since, until, as_of)
     reference, which = reference_rows(dep, version, since, as_of, seed)
     report = estimate_performance(reference, rows, y_true="y_true", y_pred="prediction", y_proba=proba_columns(version), task=version.task, classes=version.classes, chunk=chunk,
-                                  features=list(version.schema.names), seed=seed, **options)
+                                  features=[n for n in version.schema.names if n not in dep.schema.private], seed=seed, **options)
     return replace(report, reasons=[*report.reasons, which, *left])
 
 # %% ../../nbs/monitor/deployed.ipynb #9ac29f4b
@@ -234,7 +234,7 @@ def deployment_weakness(dep: Deployment, since: TimeLike | None = None, until: T
     rows, version = events.labelled(dep, since, until, as_of=as_of) if rows is None else rows, dep.champion
     known = rows[rows["y_true"].notna()].reset_index(drop=True)
     if len(known) == 0: raise ParameterError(f"no label has arrived for the {len(rows):,} predictions of {dep.name!r} in [{since}, {until}), so no slice can be judged; wait for labels, or choose another window")
-    return performance_segments(known, y_true="y_true", y_pred="prediction", y_proba=proba_columns(version), task=version.task, classes=version.classes, **{"by": version.schema.names} | options)
+    return performance_segments(known, y_true="y_true", y_pred="prediction", y_proba=proba_columns(version), task=version.task, classes=version.classes, **{"by": [n for n in version.schema.names if n not in dep.schema.private]} | options)
 
 # %% ../../nbs/monitor/deployed.ipynb #bd9225c6
 def _print(why: str) -> None: print(f"Not known: {why}")
