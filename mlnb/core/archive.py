@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['T', 'HEX', 'SAMPLE', 'HOUR', 'File', 'files', 'steady', 'split_ids', 'join_ids', 'packed', 'unpacked', 'needed',
-           'write_parquet', 'encodings', 'pack_index', 'read_index', 'among', 'Draft', 'folder', 'write', 'publish',
-           'sweep', 'checked', 'Range', 'touches', 'within', 'read', 'tally', 'located', 'find', 'known', 'fill']
+__all__ = ['T', 'HEX', 'SAMPLE', 'HOUR', 'ALL', 'File', 'files', 'steady', 'split_ids', 'join_ids', 'packed', 'unpacked',
+           'needed', 'write_parquet', 'encodings', 'pack_index', 'read_index', 'among', 'Draft', 'folder', 'write',
+           'publish', 'sweep', 'checked', 'Range', 'touches', 'within', 'read', 'tally', 'located', 'find', 'known',
+           'fill']
 
 # %% ../../nbs/core/archive.ipynb #52d792c2
 class File(NamedTuple):
@@ -175,15 +176,16 @@ def read_index(data: bytes) -> tuple[int, np.ndarray]: # how many bits, and the 
 
 def among(index: tuple[int, np.ndarray], ids: Sequence[str]) -> np.ndarray: # bool, shape (n,)
     "Which ids may be in an index"
-    (bits, known), asked = index, _hashes(ids) >> np.uint64(64 - index[0])
+    known, asked = index[1], _hashes(ids) >> np.uint64(64 - index[0])
     return known[np.searchsorted(known, asked).clip(max=len(known) - 1)] == asked if len(known) else np.zeros(len(ids), bool)
 
 # %% ../../nbs/core/archive.ipynb #7b21e634
 def _timely(t: pa.Table) -> np.ndarray: # bool: as from `packed`
     "Which rows have an id that tells when it was logged"
     lag = t["id_lag"].to_numpy()
-    return t["id_text"].is_null().to_numpy(zero_copy_only=False) & (lag >= 0) & (lag <= HOUR)
+    return t["id_text"].combine_chunks().is_null().to_numpy(zero_copy_only=False) & (lag >= 0) & (lag <= HOUR)
 
+# %% ../../nbs/core/archive.ipynb #cf49b4fb
 def _may_have(f: File, index: tuple[int, np.ndarray], ids: list[str]) -> list[str]:
     "Which ids may be in a file"
     known = among(index, ids)
@@ -260,6 +262,8 @@ class Range(NamedTuple):
     after: int | None = None  # running number, excluded
     upto: int | None = None   # running number, included
 
+ALL = Range()
+
 def touches(f: File, r: Range) -> bool:
     "May a file have rows of a range?"
     return (r.a is None or f.until >= r.a) and (r.b is None or f.since < r.b) and (r.after is None or f.last > r.after) and (r.upto is None or f.first <= r.upto)
@@ -281,21 +285,19 @@ def _condition(r: Range) -> Any:
 # %% ../../nbs/core/archive.ipynb #4696fd2c
 def read(dep: Deployment, found: Iterable[File], # as from `files`
          keys: Sequence[str],                     # columns of the log
-         r: Range = Range()) -> list[pa.Table]:   # of each file that has such rows; raises ArtefactError
+         r: Range = ALL) -> list[pa.Table]:       # of each file that has such rows; raises ArtefactError
     "Archived rows"
     import pyarrow.parquet as pq
     return [unpacked(pq.read_table(checked(dep, f), columns=needed(keys), filters=None if within(f, r) else _condition(r), partitioning=None), keys) for f in found if touches(f, r)]
 
 # %% ../../nbs/core/archive.ipynb #944e63d2
-def tally(dep: Deployment, found: Iterable[File], r: Range = Range()) -> tuple[int, float]: # rows, and the sum of the times when they were logged
+def tally(dep: Deployment, found: Iterable[File], r: Range = ALL) -> tuple[int, float]: # rows, and the sum of the times when they were logged
     "How many archived rows are in a range"
     rows, total = 0, 0.
     for f in found:
-        if within(f, r): n, logged = f.rows, f.logged
-        else: n, logged = 0, 0.
-        if not within(f, r):
-            for t in read(dep, [f], ["logged"], r): n, logged = t.num_rows, float(t["logged"].to_numpy().sum(dtype=float))
-        rows, total = rows + n, total + logged
+        if within(f, r): rows, total = rows + f.rows, total + f.logged
+        else:
+            for t in read(dep, [f], ["logged"], r): rows, total = rows + t.num_rows, total + float(t["logged"].to_numpy().sum(dtype=float))
     return rows, total
 
 # %% ../../nbs/core/archive.ipynb #1aad6e09

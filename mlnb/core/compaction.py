@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 
@@ -16,9 +16,6 @@ from .clock import TimeLike
 from .errors import ParameterError, WorkspaceError
 from .events import extent, tables
 from .registry import Deployment, Workspace
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% auto #0
 __all__ = ['By', 'MOST', 'cutoff', 'sqlite_only', 'erasing', 'shrink', 'lasting_numbers', 'Compacted', 'compact', 'holdings']
@@ -31,7 +28,7 @@ def cutoff(before: TimeLike | None,  # a time
     import pandas as pd
     if (before is None) == (older is None): raise ParameterError(f"before={before!r} and older={older!r}: give one of them, a time or an age such as '90D'")
     if before is not None: return clock.micros(before, "before")
-    try: age = pd.Timedelta(older)
+    try: age = pd.Timedelta(str(older))
     except ValueError as e: raise ParameterError(f"older={older!r} is no length of time; give for example '90D'") from e
     if not age > pd.Timedelta(0): raise ParameterError(f"older={older!r} is not positive; give for example '90D'")
     return clock.now() - age.value // 1000

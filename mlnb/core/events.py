@@ -271,7 +271,8 @@ def extent(dep: Deployment) -> Extent:
     log = tables(dep)[0]
     query: Any = sa.select(sa.func.min(log.c.at), sa.func.max(log.c.at), sa.func.count())
     def read(found: list[File]) -> Extent:
-        first, last, rows = dep.ws.rows(query)[0]
+        row: Any = dep.ws.rows(query)[0]
+        first, last, rows = row
         times = [t for t in (first, last, *(t for f in found for t in (f.since, f.until))) if t is not None]
         return Extent(min(times, default=None), max(times, default=None), rows + sum(f.rows for f in found))
     return archive.steady(dep, read)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy as sa
 
 from . import archive, clock, store as st
-from .archive import Draft, File, Range
+from .archive import Draft, File
 from .clock import TimeLike
 from .compaction import cutoff, erasing, lasting_numbers
 from .errors import ParameterError
