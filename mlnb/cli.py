@@ -110,14 +110,18 @@ def register(name: Annotated[str, typer.Argument(help="The model's name.")], mod
              time: Annotated[str | None, typer.Option(help="Column of the event times.")] = None,
              at: Annotated[str | None, typer.Option(metavar="TIME", help="When it was trained; now by default.")] = None,
              deploy: Annotated[bool, typer.Option("--deploy", help="Also make a deployment of this name that answers with it.")] = False,
+             private: Annotated[list[str], typer.Option(metavar="COLUMN=hash|omit", help="A column of personal data, and how the log keeps it; may be given often.")] = [], # noqa: B006  never changed
+             hash_units: Annotated[bool, typer.Option("--hash-units", help="With --deploy: keep only hashes of whom predictions concern.")] = False,
              where: Where = "work", as_json: Json = False) -> None:
     "Keep a model as the next version of NAME"
+    guarded: Any = dict(p.rpartition("=")[::2] for p in private)
+    if hash_units and not deploy: raise ParameterError("--hash-units is about a deployment; give --deploy, too")
     ws = workspace(where, make=True)
     if deploy and name in [d.name for d in ws.deployments()]:
         raise ParameterError(f"there is a deployment {name!r} already; register without --deploy, then: mlnb promote {name} NUMBER --reason ...")
     X, taken = _split(read_frame(data), y=target, time=time)
-    v = ws.register(name, _model(model), X, taken["y"], time=taken["time"], at=at)
-    if deploy: ws.deploy(name, v, at=at)
+    v = ws.register(name, _model(model), X, taken["y"], time=taken["time"], at=at, private=guarded)
+    if deploy: ws.deploy(name, v, at=at, hash_units=hash_units)
     end({"model": v.model, "version": v.number, "task": v.task, "features": list(v.schema.names), "artefact": v.artefact, "deployed": deploy},
         [f"registered {v.label}: {v.task}, {len(v.schema.columns)} features" + (f"; deployment {name!r} answers with it" if deploy else "")], as_json)
 

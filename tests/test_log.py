@@ -431,9 +431,9 @@ def test_forget(dep: mlnb.Deployment, compacted: str | None) -> None:
     assert (done.removed.in_files > 0) == bool(compacted)
     raw = bytes_of(dep.ws.path)
     assert ANN.encode() not in raw and not any(i.encode() in raw for i in ids)
+    now = everything(dep)
     for name in ("predictions", "labelled", "exposed", "champion"):
-        now = everything(dep)[name]
-        pd.testing.assert_frame_equal(now, before[name][~before[name]["id"].isin(ids)].reset_index(drop=True), obj=name)
+        pd.testing.assert_frame_equal(now[name], before[name][~before[name]["id"].isin(ids)].reset_index(drop=True), obj=name)
     assert dep.drift().current.n == len(dep.predictions()) == 3003 - len(ids)
     with pytest.raises(mlnb.MlnbError, match="no precomputed prediction for key"): dep.lookup(ANN)
     assert dep.lookup("Bob")["key"] == "Bob"
@@ -461,7 +461,7 @@ def private(tmp_path: Path) -> mlnb.Deployment:
     X = pd.DataFrame({"wind": rng.gamma(4, 3, 400).round(1), "passenger": [f"Passenger Nr {i % 60}" for i in range(400)], "address": [f"{i} Privet Drive" for i in range(400)], "card": rng.integers(10**15, 10**16, 400)})
     y = np.where(X["wind"] > 12, "late", "on time")
     model = make_pipeline(make_column_transformer(("passthrough", ["wind", "card"])), LogisticRegression()).fit(X, y)
-    ws = mlnb.open(tmp_path / "work")
+    ws = mlnb.open(tmp_path / "private")
     how = {"passenger": "hash", "address": "omit", "card": "hash"}
     v1, _ = (ws.register("late", model, X, y, private=how, at="2013-01-01") for _ in range(2))
     dep = ws.deploy("late", v1, at="2013-01-01", hash_units=True)

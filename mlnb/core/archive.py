@@ -304,13 +304,13 @@ def tally(dep: Deployment, found: Iterable[File], r: Range = ALL) -> tuple[int, 
 def _remember(dep: Deployment, what: str, f: File, most: int, make: Callable[[], T]) -> T:
     "Something about a file, kept for the next time"
     known = dep.ws.__dict__.setdefault(what, {})
-    if f.id not in known: known[f.id] = make()
-    for old in [k for k in list(known) if k != f.id][:1 - most]: known.pop(old, None)
-    return known[f.id]
+    found: T = known[f.file] if f.file in known else known.setdefault(f.file, make())
+    for old in [k for k in list(known) if k != f.file][:1 - most]: known.pop(old, None)
+    return found
 
 def _index(dep: Deployment, f: File) -> tuple[int, np.ndarray]:
     def make() -> tuple[int, np.ndarray]:
-        found = dep.ws.rows(sa.select(st.ARCHIVES.c.ids).where(st.ARCHIVES.c.id == f.id))
+        found = dep.ws.rows(sa.select(st.ARCHIVES.c.ids).where(st.ARCHIVES.c.file == f.file))
         if not found: raise ArtefactError(f"{f.file} is no longer recorded")  # `steady` reads once more
         return read_index(found[0][0])
     return _remember(dep, "indexes", f, 64, make)

@@ -94,7 +94,7 @@ def _move(dep: Deployment, begin: int, end: int, most: int) -> archive.Draft | N
             gone = c.execute(log.delete().where(*mine, sa.or_(log.c.at < at, sa.and_(log.c.at == at, log.c.seq <= seq)))).rowcount
             if gone != rows.num_rows: raise _Changed
             archive.publish(c, dep, draft)
-    except _Changed: return None
+    except (_Changed, FileNotFoundError): return None  # a file that is being written may be swept away by `forget`
     finally: draft.part.unlink(missing_ok=True)
     return draft
 

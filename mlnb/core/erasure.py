@@ -61,6 +61,7 @@ def forget(dep: Deployment,
     def choose(f: File) -> Thinned | None: return thin(dep, f, lambda t: pc.fill_null(pc.is_in(t["unit"], value_set=pa.array(names)), False)) if _in_file(dep, f, names) else None
     done = removing(dep, choose, lambda c, found, thinned: _erased(c, dep, names, thinned), "forget", False, actor, unit=hashed(dep.ws, unit))
     for what in ("archived_ids", "indexes"): dep.ws.__dict__.pop(what, None)
+    archive.sweep(dep, hours=0)  # a compaction that was killed may have left the unit in a file; one that runs begins its file anew
     return Forgotten(done, pack and shrink(dep.ws))
 
 def _in_file(dep: Deployment, f: File, names: list[str]) -> bool:

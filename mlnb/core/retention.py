@@ -50,6 +50,7 @@ def audit(ws: Workspace) -> pd.DataFrame: # at, deployment, action, actor, and w
     "What was taken out of the logs of a workspace"
     import pandas as pd
     a, d = st.AUDIT.c, st.DEPLOYMENTS.c
+    if ws.store.read_only and not sa.inspect(ws.store.engine).has_table("audit"): return pd.DataFrame(columns=["at", "deployment", "action", "actor"])
     rows = ws.rows(sa.select(a.at, d.name, a.action, a.actor, a.details).join_from(st.AUDIT, st.DEPLOYMENTS, d.id == a.deployment_id).order_by(a.id))
     return pd.DataFrame([{"at": clock.timestamp(r.at), "deployment": r.name, "action": r.action, "actor": r.actor, **json.loads(r.details)} for r in rows], columns=None if rows else ["at", "deployment", "action", "actor"])
 
@@ -155,6 +156,7 @@ def removing(dep: Deployment, choose: Callable[[File], Thinned | None], delete: 
                 if try_only: raise _Undo
                 swap(c, dep, thinned)
                 record(c, dep, action, actor, **details, **done._asdict())
+        except FileNotFoundError: again = True  # somebody has swept a new file away
         except BaseException:
             clear(dep, thinned, done=False)
             raise

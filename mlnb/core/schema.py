@@ -357,6 +357,7 @@ def _relax(column: Column, changes: dict[str, Any]) -> Column:
     if {"low", "high"} & set(changes) and not ranged: raise ParameterError(f"column {name!r} is {column.kind}: only a numeric or integer column has a range")
     if (kept := changes.get("log", "keep")) not in ("keep", "hash", "omit"): raise ParameterError(f"relax({name!r}) has log={kept!r}; give 'keep', 'hash' or 'omit'")
     if kept == "hash" and column.kind not in ("text", "categorical", "integer"): raise ParameterError(f"column {name!r} is {column.kind}: only text, levels and whole numbers can be hashed; give log='omit'")
+    if kept != "keep" and column.dtype != "category": changes = {"levels": None, "low": None, "high": None} | changes  # these are values of somebody, too
     return replace(column, **changes | ({"levels": tuple(changes["levels"])} if changes.get("levels") is not None else {}))
 
 # %% ../../nbs/core/schema.ipynb #37cd7776
