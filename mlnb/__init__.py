@@ -51,7 +51,7 @@ _NAMES = {
 bind("Workspace",
      register="mlnb.core.registry:register", models="mlnb.core.registry:models", versions="mlnb.core.registry:versions",
      version="mlnb.core.registry:version", deploy="mlnb.core.registry:deploy", deployment="mlnb.core.registry:deployment",
-     deployments="mlnb.core.registry:deployments", decide="mlnb.core.registry:apply_decision", serve="mlnb.deploy.serve:serve",
+     deployments="mlnb.core.registry:deployments", audit="mlnb.core.retention:audit", decide="mlnb.core.registry:apply_decision", serve="mlnb.deploy.serve:serve",
      attend="mlnb.rollout.service:attend", run="mlnb.jupyter.reports:run_report", reports="mlnb.jupyter.reports:reports", conclude="mlnb.jupyter.reports:conclude")
 
 # %% ../nbs/api.ipynb #a646e7bb
@@ -59,6 +59,7 @@ bind("Deployment",
      promote="mlnb.core.registry:promote", rollback="mlnb.core.registry:rollback", history="mlnb.core.registry:history",
      decisions="mlnb.core.registry:decisions", feedback="mlnb.core.events:feedback", predictions="mlnb.core.events:predictions",
      labelled="mlnb.core.events:labelled", feedback_summary="mlnb.core.events:feedback_summary",
+     compact="mlnb.core.compaction:compact", prune="mlnb.core.retention:prune", forget="mlnb.core.erasure:forget",
      record_outcomes="mlnb.core.outcomes:record_outcomes", outcomes="mlnb.core.outcomes:outcomes",
      predict="mlnb.rollout.routing:predict", serve="mlnb.deploy.serve:serve", score="mlnb.deploy.batch:score",
      precompute="mlnb.deploy.lookup:precompute", lookup="mlnb.deploy.lookup:lookup",

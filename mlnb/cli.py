@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from mlnb.core.registry import Workspace
 
 # %% auto #0
-__all__ = ['Budget', 'At', 'Reason', 'By', 'SHOWN', 'Kind', 'contents', 'open_', 'ls', 'register', 'promote', 'serve', 'score',
-           'feedback', 'number', 'drift', 'harm', 'performance', 'templates_of', 'pairs', 'report', 'rollout_start',
-           'rollout_status', 'rollout_tick', 'rollout_moves', 'experiment_plan', 'metric', 'experiment_analyze', 'tour']
+__all__ = ['Only', 'Before', 'Older', 'Budget', 'At', 'Reason', 'By', 'SHOWN', 'Kind', 'contents', 'open_', 'ls', 'register',
+           'promote', 'serve', 'score', 'feedback', 'log_ls', 'log_compact', 'log_prune', 'log_forget', 'number',
+           'drift', 'harm', 'performance', 'templates_of', 'pairs', 'report', 'rollout_start', 'rollout_status',
+           'rollout_tick', 'rollout_moves', 'experiment_plan', 'metric', 'experiment_analyze', 'tour']
 
 # %% ../nbs/cli.ipynb #454398e0
 def _versions(ws: Workspace) -> list[dict[str, Any]]:
@@ -109,14 +110,18 @@ def register(name: Annotated[str, typer.Argument(help="The model's name.")], mod
              time: Annotated[str | None, typer.Option(help="Column of the event times.")] = None,
              at: Annotated[str | None, typer.Option(metavar="TIME", help="When it was trained; now by default.")] = None,
              deploy: Annotated[bool, typer.Option("--deploy", help="Also make a deployment of this name that answers with it.")] = False,
+             private: Annotated[list[str], typer.Option(metavar="COLUMN=hash|omit", help="A column of personal data, and how the log keeps it; may be given often.")] = [], # noqa: B006  never changed
+             hash_units: Annotated[bool, typer.Option("--hash-units", help="With --deploy: keep only hashes of whom predictions concern.")] = False,
              where: Where = "work", as_json: Json = False) -> None:
     "Keep a model as the next version of NAME"
+    guarded: Any = dict(p.rpartition("=")[::2] for p in private)
+    if hash_units and not deploy: raise ParameterError("--hash-units is about a deployment; give --deploy, too")
     ws = workspace(where, make=True)
     if deploy and name in [d.name for d in ws.deployments()]:
         raise ParameterError(f"there is a deployment {name!r} already; register without --deploy, then: mlnb promote {name} NUMBER --reason ...")
     X, taken = _split(read_frame(data), y=target, time=time)
-    v = ws.register(name, _model(model), X, taken["y"], time=taken["time"], at=at)
-    if deploy: ws.deploy(name, v, at=at)
+    v = ws.register(name, _model(model), X, taken["y"], time=taken["time"], at=at, private=guarded)
+    if deploy: ws.deploy(name, v, at=at, hash_units=hash_units)
     end({"model": v.model, "version": v.number, "task": v.task, "features": list(v.schema.names), "artefact": v.artefact, "deployed": deploy},
         [f"registered {v.label}: {v.task}, {len(v.schema.columns)} features" + (f"; deployment {name!r} answers with it" if deploy else "")], as_json)
 
@@ -180,6 +185,57 @@ def feedback(deployment: str, labels: Annotated[Path, typer.Argument(help="Table
     got = workspace(where).deployment(deployment).feedback(read_frame(labels))
     end(got._asdict(), [f"{got.received:,} labels kept: {got.matched:,} for predictions in the log, {got.unknown:,} for none that is known so far, "
                         f"{got.repeated:,} for an id that had one, {got.changed:,} of them another one"], as_json)
+
+# %% ../nbs/cli.ipynb #f2742ea0
+group("log", "Move old predictions to files, delete what is too old, forget a person.")
+Only = Annotated[str | None, typer.Option("-d", "--deployment", metavar="NAME", help="Only this deployment; all by default.")]
+Before = Annotated[str | None, typer.Option(metavar="TIME", help="What happened before this time.")]
+Older = Annotated[str | None, typer.Option(metavar="AGE", help="Or what is older than this: 90D, 400D, ...")]
+
+def _each(where: str, only: str | None, work: Any) -> list[dict[str, Any]]: # work: deployment -> what came out
+    "Do something with one log or with all"
+    ws = workspace(where)
+    return [{"deployment": d.name, **work(d)} for d in ([ws.deployment(only)] if only else ws.deployments())]
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    "A row for each log"
+    return grid([k.replace("_", " ") for k in rows[0]], [r.values() for r in rows]) if rows else "(no deployment)"
+
+@command("log ls", "mlnb log ls")
+def log_ls(only: Only = None, where: Where = "work", as_json: Json = False) -> None:
+    "What is in the database and in files, and what was deleted"
+    from mlnb.core.compaction import holdings
+    ws = workspace(where, read_only=True)
+    rows, done = [holdings(d) for d in ([ws.deployment(only)] if only else ws.deployments())], ws.audit()
+    done = done if only is None else done[done["deployment"] == only]
+    audit = [frame_grid(done.assign(at=done["at"].dt.strftime("%Y-%m-%d %H:%M")).drop(columns="unit", errors="ignore"))] if len(done) else ["(nothing was deleted)"]
+    end({"logs": rows, "audit": done.astype(object).where(done.notna(), None).to_dict("records")}, [_table(rows), "", *audit], as_json)
+
+# %% ../nbs/cli.ipynb #75b0ac15
+@command("log compact", "mlnb log compact --older 90D")
+def log_compact(before: Before = None, older: Older = None, by: Annotated[str, typer.Option(help="Only whole periods move: month or day.")] = "month",
+                pack: Annotated[bool, typer.Option("--pack", help="Make the database file smaller, too.")] = False, only: Only = None, where: Where = "work", as_json: Json = False) -> None:
+    "Move old predictions from the database to files"
+    how: dict[str, Any] = {"by": by, "pack": pack}
+    rows = _each(where, only, lambda d: d.compact(before, older=older, **how)._asdict())
+    end({"logs": rows}, [_table(rows)], as_json)
+
+@command("log prune", "mlnb log prune --older 400D")
+def log_prune(before: Before = None, older: Older = None, try_only: Annotated[bool, typer.Option("--try", help="Count, and delete nothing.")] = False,
+              only: Only = None, where: Where = "work", as_json: Json = False) -> None:
+    "Delete old predictions, with their labels, exposures, shadow answers and outcomes"
+    rows = _each(where, only, lambda d: d.prune(before, older=older, try_only=try_only)._asdict())
+    end({"logs": rows}, [_table(rows)], as_json)
+
+@command("log forget", "mlnb log forget --unit 'Ann Example'")
+def log_forget(unit: Annotated[str, typer.Option(help="Whom: as it was given with the predictions.")], pack: Annotated[bool, typer.Option("--pack/--no-pack", help="Overwrite what was deleted earlier, too.")] = True,
+               only: Only = None, where: Where = "work", as_json: Json = False) -> None:
+    "Erase a unit: predictions, labels, exposures, shadow answers, outcomes, precomputed answers. Exit code 1 if bytes of it may remain for now"
+    def work(d: Any) -> dict[str, Any]:
+        found = d.forget(unit, pack=pack)
+        return {**found.removed._asdict(), "clean": found.clean}
+    rows = _each(where, only, work)
+    end({"logs": rows}, [_table(rows)], as_json, bad=not all(r["clean"] for r in rows))
 
 # %% ../nbs/cli.ipynb #b2c96fd5
 Budget = Annotated[str | None, typer.Option(metavar="ALARMS", help="False alarms over all features or metrics: \"1 per 90 days\", or the number to expect in one check.  [default: 0.05]")]

@@ -5,16 +5,19 @@
 # %% ../../nbs/core/events.ipynb #25749315
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
-from . import clock, store as st
+from . import archive, clock, store as st
+from .archive import File, Range
 from .clock import TimeLike
 from .columns import level_kind
 from .errors import ParameterError, Problem, SchemaError
+from .privacy import kept_cells, kept_units, seen
 from .registry import Deployment, ModelVersion, label_text
 from .schema import Column, as_frame
 
@@ -24,16 +27,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['SQL_TYPES', 'sql_columns', 'log_table', 'feedback_table', 'tables', 'new_ids', 'sql_values', 'said_values',
-           'one_each', 'Named', 'named', 'log_predictions', 'typed', 'log_columns', 'read_log', 'predictions',
-           'Receipt', 'feedback', 'last_labels', 'with_labels', 'labelled', 'feedback_summary']
+__all__ = ['SQL_TYPES', 'PORTION', 'sql_columns', 'log_table', 'feedback_table', 'tables', 'new_ids', 'sql_values', 'said_values',
+           'one_each', 'Named', 'named', 'archived', 'refuse_taken', 'log_predictions', 'typed', 'log_columns',
+           'read_log', 'predictions', 'Extent', 'extent', 'count_log', 'Receipt', 'feedback', 'last_labels',
+           'with_labels', 'labelled', 'feedback_summary']
 
 # %% ../../nbs/core/events.ipynb #0cef7adc
 SQL_TYPES = {"numeric": sa.Float, "integer": sa.BigInteger, "boolean": sa.Integer, "datetime": sa.BigInteger}
 
 def sql_columns(prefix: str, columns: tuple[Column, ...]) -> list[sa.Column[Any]]:
     "SQL columns for the columns of a schema"
-    return [sa.Column(f"{prefix}{i}_{c.name}"[:60], SQL_TYPES.get(c.kind, st.TEXT), nullable=True) for i, c in enumerate(columns)]
+    return [sa.Column(f"{prefix}{i}_{c.name}"[:60], SQL_TYPES.get(c.kind, st.TEXT) if c.log != "hash" else st.TEXT, nullable=True) for i, c in enumerate(columns)]
 
 # %% ../../nbs/core/events.ipynb #bf51e989
 def log_table(dep: Deployment) -> sa.Table:
@@ -41,7 +45,7 @@ def log_table(dep: Deployment) -> sa.Table:
     return sa.Table(f"log_{dep.id}", sa.MetaData(), sa.Column("seq", st.NUMBER, primary_key=True), sa.Column("id", st.TEXT, nullable=False, unique=True),
                     sa.Column("at", sa.BigInteger, nullable=False, index=True), sa.Column("logged", sa.BigInteger, nullable=False),
                     sa.Column("version", sa.Integer, nullable=False), sa.Column("unit", st.TEXT), sa.Column("source", st.TEXT, nullable=False),
-                    *sql_columns("x", dep.schema.columns), *sql_columns("y", dep.outputs.columns))
+                    *sql_columns("x", dep.schema.columns), *sql_columns("y", dep.outputs.columns), sqlite_autoincrement=True)
 
 # %% ../../nbs/core/events.ipynb #519695c7
 def feedback_table(dep: Deployment) -> sa.Table:
@@ -88,7 +92,7 @@ def said_values(dep: Deployment, outputs: pd.DataFrame | None, # what was said, 
 
 def _cells(dep: Deployment, X: pd.DataFrame, outputs: pd.DataFrame) -> list[list[Any]]:
     "What was asked and what was said, as the columns of the log"
-    return [sql_values(X[c.name], c.kind) for c in dep.schema.columns] + said_values(dep, outputs, len(X))
+    return kept_cells(dep, [sql_values(X[c.name], c.kind) for c in dep.schema.columns]) + said_values(dep, outputs, len(X))
 
 # %% ../../nbs/core/events.ipynb #92467952
 def one_each(n: int, **given: Any) -> None: # raises ParameterError
@@ -115,23 +119,36 @@ def named(n: int, ids: Any, at: Any, unit: Any, now: int) -> Named: # raises Par
 
 # %% ../../nbs/core/events.ipynb #87f1c38c
 def _taken(dep: Deployment, log: sa.Table, ids: list[str]) -> list[str]:
-    "Which of these ids are in the log"
+    "Which of these ids are in the table"
     found: list[str] = []
     with dep.ws.store.read() as c:
         for i in range(0, len(ids), 500): found += c.scalars(sa.select(log.c.id).where(log.c.id.in_(ids[i:i + 500])))
     return found
 
+# %% ../../nbs/core/events.ipynb #155f89cc
+def archived(c: sa.Connection, dep: Deployment, ids: list[str]) -> set[str]:
+    "Which of these ids are in files"
+    found = archive.files(dep, c)
+    return archive.known(dep, found, ids) if found and ids else set()
+
+def refuse_taken(dep: Deployment, ids: list[str], taken: list[str]) -> None: # raises ParameterError if there are some
+    "Say which ids are taken"
+    if taken: raise ParameterError(f"{len(taken)} of {len(ids)} prediction ids are in the log of {dep.name!r} already or given twice, for example {taken[:3]}; nothing was logged")
+
 # %% ../../nbs/core/events.ipynb #42f0ab09
-def _insert(dep: Deployment, log: sa.Table, rows: list[tuple[Any, ...]], also: Callable[[sa.Connection], object] | None = None) -> None:
+def _insert(dep: Deployment, log: sa.Table, rows: list[tuple[Any, ...]], also: Callable[[sa.Connection], object] | None = None, named: bool = True) -> None: # named: may ids be taken?
     "Insert rows of the log in one transaction"
     try:
         with dep.ws.store.append() as c:
+            if named: refuse_taken(dep, ids := [r[0] for r in rows], sorted(archived(c, dep, ids)))
             st.insert(c, log.name, [k.name for k in log.c if k.name != "seq"], rows)
             if also: also(c)
     except sa.exc.IntegrityError as e:
         ids = [r[0] for r in rows]
         taken = _taken(dep, log, ids) or sorted({i for i in ids[:2000] if ids.count(i) > 1})
-        raise ParameterError(f"{len(taken)} of {len(ids)} prediction ids are in the log of {dep.name!r} already or given twice, for example {taken[:3]}; nothing was logged") from e
+        try: refuse_taken(dep, ids, taken)
+        except ParameterError as told: raise told from e
+        raise
 
 # %% ../../nbs/core/events.ipynb #8397d76b
 def log_predictions(dep: Deployment,
@@ -152,7 +169,7 @@ def log_predictions(dep: Deployment,
     numbers = version if isinstance(version, list) else [(version or dep.champion).number] * n
     one_each(n, outputs=outputs, version=numbers)
     cells = _cells(dep, X, outputs)
-    _insert(dep, log, list(zip(names.tolist(), times, [now] * n, numbers, units, [source] * n, *cells, strict=True)), also)
+    _insert(dep, log, list(zip(names.tolist(), times, [now] * n, numbers, kept_units(dep, units), [source] * n, *cells, strict=True)), also, ids is not None)
     return names
 
 # %% ../../nbs/core/events.ipynb #02c0cdc9
@@ -168,20 +185,21 @@ def typed(values: pa.ChunkedArray, kind: str) -> pd.Series:
     return s
 
 # %% ../../nbs/core/events.ipynb #047ee8e9
-def _in_window(log: sa.Table, since: TimeLike | None, until: TimeLike | None) -> list[sa.ColumnElement[bool]]:
-    "The condition that an event time is in the window"
-    a, b = clock.window(since, until)
-    return ([log.c.at >= a] if a is not None else []) + ([log.c.at < b] if b is not None else [])
+def _in_range(log: sa.Table, r: Range) -> list[sa.ColumnElement[bool]]:
+    "A range as a condition on the table"
+    limits = [(log.c.at.__ge__, r.a), (log.c.at.__lt__, r.b), (log.c.seq.__gt__, r.after), (log.c.seq.__le__, r.upto)]
+    return [test(value) for test, value in limits if value is not None]
 
 # %% ../../nbs/core/events.ipynb #4c50d968
 def log_columns(dep: Deployment, log: sa.Table) -> list[tuple[str, str, str]]:
     "Name, kind and name in the table of every column that a reader sees"
     fixed = [("id", "text", "id"), ("at", "datetime", "at"), ("version", "integer", "version"), ("unit", "text", "unit"), ("source", "text", "source")]
     columns = [*dep.schema.columns, *dep.outputs.columns]
-    return fixed + [(c.name, _log_kind(c), key) for c, key in zip(columns, log.c.keys()[7:], strict=True)]
+    return fixed + [(c.name, _log_kind(c), key) for c, key in zip(columns, log.c.keys()[7:], strict=True) if seen(c)]
 
 def _log_kind(c: Column) -> str:
     "The kind of a column, or what its levels are"
+    if c.log == "hash": return "text"
     of = level_kind(c.levels) if c.kind == "categorical" else None
     return f"{of} levels" if of in ("numeric", "boolean") else c.kind
 
@@ -189,10 +207,31 @@ def _log_kind(c: Column) -> str:
 def _pick(dep: Deployment, kinds: list[tuple[str, str, str]], columns: list[str] | None) -> list[tuple[str, str, str]]:
     "Those of the columns that were asked for"
     if columns is None: return kinds
+    if left := sorted({c.name for c in dep.schema.columns if not seen(c)} & {*columns}): raise ParameterError(f"column {left} is left out of the log of {dep.name!r}, as its schema says (log='omit')")
     if unknown := sorted(set(columns) - {k[0] for k in kinds}): raise ParameterError(f"the log of {dep.name!r} has no column {unknown}; it has {[k[0] for k in kinds]}")
     return [k for k in kinds if k[0] in columns]
 
 # %% ../../nbs/core/events.ipynb #ef7ca138
+def _rows(dep: Deployment, found: list[File], keys: list[str], r: Range) -> pa.Table: # seq, at and the columns c0, c1, ... of the table; in order of event time
+    "Rows of the log, wherever they are"
+    import numpy as np
+    import pyarrow as pa
+    log = tables(dep)[0]
+    rows = st.fetch(dep.ws.store, sa.select(log.c.seq, log.c.at, *(log.c[k].label(f"c{i}") for i, k in enumerate(keys))).where(*_in_range(log, r)))
+    parts = [t.rename_columns(rows.column_names).cast(rows.schema) for t in archive.read(dep, found, ["seq", "at", *keys], r)]
+    rows = pa.concat_tables([rows, *parts])
+    return rows.take(pa.array(np.lexsort((rows["seq"].to_numpy(), rows["at"].to_numpy()))))
+
+# %% ../../nbs/core/events.ipynb #7d33e55a
+def _no_log(dep: Deployment) -> bool:
+    "Is there no table, and may we not make it?"
+    return dep.ws.store.read_only and not sa.inspect(dep.ws.store.engine).has_table(f"log_{dep.id}")
+
+def _frame_of(rows: pa.Table, kinds: list[tuple[str, str, str]]) -> pd.DataFrame:
+    "Rows under the names that a reader knows"
+    import pandas as pd
+    return pd.DataFrame({k[0]: typed(rows[f"c{i}"], k[1]) for i, k in enumerate(kinds)})
+
 def read_log(dep: Deployment,
              since: TimeLike | None = None,     # start of the window of event time, included
              until: TimeLike | None = None,     # its end, excluded
@@ -203,14 +242,10 @@ def read_log(dep: Deployment,
     "Rows of the log, by event time or by the order in which they were written down"
     import numpy as np
     import pandas as pd
-    log, _ = tables(dep)
-    kinds = _pick(dep, log_columns(dep, log), columns)
-    exists = not dep.ws.store.read_only or sa.inspect(dep.ws.store.engine).has_table(log.name)
-    if not exists: return pd.DataFrame(columns=[k[0] for k in kinds]), np.array([], "int64")
-    rows = st.fetch(dep.ws.store, sa.select(log.c.seq, log.c.at, *(log.c[k[2]].label(f"c{i}") for i, k in enumerate(kinds)))
-                    .where(*_in_window(log, since, until), *([log.c.seq > after] if after is not None else []), *([log.c.seq <= upto] if upto is not None else [])))
-    rows = rows.take(np.lexsort((rows["seq"].to_numpy(), rows["at"].to_numpy())))
-    return pd.DataFrame({k[0]: typed(rows[f"c{i}"], k[1]) for i, k in enumerate(kinds)}), rows["seq"].to_numpy()
+    kinds = _pick(dep, log_columns(dep, tables(dep)[0]), columns)
+    if _no_log(dep): return pd.DataFrame(columns=[k[0] for k in kinds]), np.array([], "int64")
+    rows = archive.steady(dep, lambda found: _rows(dep, found, [k[2] for k in kinds], Range(*clock.window(since, until), after, upto)))
+    return _frame_of(rows, kinds), rows["seq"].to_numpy()
 
 # %% ../../nbs/core/events.ipynb #e15fad88
 def predictions(dep: Deployment,
@@ -220,6 +255,32 @@ def predictions(dep: Deployment,
                 ) -> pd.DataFrame:                 # id, at, version, unit, source, features, outputs; in order of event time
     "The logged predictions of a window"
     return read_log(dep, since, until, columns)[0]
+
+# %% ../../nbs/core/events.ipynb #927d726d
+class Extent(NamedTuple):
+    "What a log covers"
+    first: int | None  # event time of the first prediction, microseconds
+    last: int | None   # and of the last
+    rows: int
+
+def extent(dep: Deployment) -> Extent:
+    "From when to when predictions are logged, and how many"
+    if _no_log(dep): return Extent(None, None, 0)
+    log = tables(dep)[0]
+    query: Any = sa.select(sa.func.min(log.c.at), sa.func.max(log.c.at), sa.func.count())
+    def read(found: list[File]) -> Extent:
+        row: Any = dep.ws.rows(query)[0]
+        first, last, rows = row
+        times = [t for t in (first, last, *(t for f in found for t in (f.since, f.until))) if t is not None]
+        return Extent(min(times, default=None), max(times, default=None), rows + sum(f.rows for f in found))
+    return archive.steady(dep, read)
+
+def count_log(dep: Deployment, since: TimeLike | None = None, until: TimeLike | None = None) -> int:
+    "How many predictions are in a window of event time"
+    if _no_log(dep): return 0
+    log, r = tables(dep)[0], Range(*clock.window(since, until))
+    query: Any = sa.select(sa.func.count()).select_from(log).where(*_in_range(log, r))
+    return archive.steady(dep, lambda found: int(dep.ws.rows(query)[0][0]) + archive.tally(dep, found, r)[0])
 
 # %% ../../nbs/core/events.ipynb #000ffc40
 class Receipt(NamedTuple):
@@ -231,13 +292,22 @@ class Receipt(NamedTuple):
     changed: int   # of these, with another value; the latest counts
 
 # %% ../../nbs/core/events.ipynb #b2928b62
-def _receipt(c: sa.Connection, log: sa.Table, fb: sa.Table, last: int) -> Receipt:
+def _in_files(c: sa.Connection, dep: Deployment, query: sa.Select[Any]) -> int: # query: ids
+    "How many ids of a query are in files"
+    if not archive.files(dep, c): return 0
+    ids = list(c.scalars(query))
+    known = archived(c, dep, list(dict.fromkeys(ids)))
+    return sum(i in known for i in ids)
+
+def _receipt(c: sa.Connection, dep: Deployment, last: int) -> Receipt:
     "Count what is odd about the labels after number `last`"
+    log, fb = tables(dep)
     earlier, old = fb.alias("earlier"), fb.alias("old")
     new = sa.select(sa.func.count()).select_from(fb).where(fb.c.seq > last)
     before = sa.select(sa.func.max(earlier.c.seq)).where(earlier.c.id == fb.c.id, earlier.c.seq < fb.c.seq).correlate(fb).scalar_subquery()
     received = c.scalar(new) or 0
     matched = c.scalar(new.where(sa.exists().where(log.c.id == fb.c.id))) or 0
+    if matched < received: matched += _in_files(c, dep, sa.select(fb.c.id).where(fb.c.seq > last, ~sa.exists().where(log.c.id == fb.c.id)))
     repeated = c.scalar(new.where(before.is_not(None))) or 0
     changed = c.scalar(new.where(sa.select(old.c.y).where(old.c.seq == before).correlate(fb).scalar_subquery() != fb.c.y)) or 0
     return Receipt(received, matched, received - matched, repeated, changed)
@@ -281,14 +351,13 @@ def feedback(dep: Deployment,
     "Keep labels, whenever they arrive"
     frame = as_frame(labels)
     values = _check_labels(dep, frame)
-    log, fb = tables(dep)
-    now = clock.now()
+    fb, now = tables(dep)[1], clock.now()
     times = clock.micros_array(frame["at"]).tolist() if "at" in frame else [now] * len(frame)
     rows = list(zip(frame["id"].astype(str).tolist(), values.tolist(), times, [now] * len(frame), strict=True))
     with dep.ws.store.write() as c:
         last = c.scalar(sa.select(sa.func.max(fb.c.seq))) or 0
         st.insert(c, fb.name, ("id", "y", "at", "received"), rows)
-        return _receipt(c, log, fb, last)
+        return _receipt(c, dep, last)
 
 # %% ../../nbs/core/events.ipynb #05c28207
 def last_labels(dep: Deployment,
@@ -302,6 +371,23 @@ def last_labels(dep: Deployment,
     query = sa.select(ids.c.seq.label("row"), fb.c.y, fb.c.at, fb.c.seq).join_from(fb, ids, ids.c.id == fb.c.id).where(*where, *known)
     got = st.fetch(dep.ws.store, query).to_pandas()
     return got.sort_values(["at", "seq"], kind="stable").drop_duplicates("row", keep="last").set_index("row")
+
+# %% ../../nbs/core/events.ipynb #564df180
+PORTION = 100_000  # ids in a question
+
+def _labels_of(dep: Deployment, rows: pa.Table, # seq and id
+               by: int | None) -> pd.DataFrame: # as from `last_labels`
+    "The label that counts of each of some archived rows"
+    import pandas as pd
+    fb, parts = tables(dep)[1], []
+    for i in range(0, rows.num_rows, PORTION):
+        asked = rows.slice(i, PORTION)
+        ids = sa.func.json_each(json.dumps(asked["id"].to_pylist())).table_valued("value")
+        query = sa.select(fb.c.id, fb.c.y, fb.c.at, fb.c.seq).join_from(ids, fb, fb.c.id == ids.c.value).where(*([fb.c.at <= by] if by is not None else []))
+        got = st.fetch(dep.ws.store, query).to_pandas()
+        parts.append(got.assign(row=got["id"].map(dict(zip(asked["id"].to_pylist(), asked["seq"].to_pylist(), strict=True)))).drop(columns="id"))
+    found = pd.concat(parts) if parts else pd.DataFrame({"row": [], "y": [], "at": [], "seq": []})
+    return found.sort_values(["at", "seq"], kind="stable").drop_duplicates("row", keep="last").set_index("row")
 
 # %% ../../nbs/core/events.ipynb #63b867d7
 def with_labels(dep: Deployment, frame: pd.DataFrame,
@@ -326,11 +412,15 @@ def labelled(dep: Deployment,
              ) -> pd.DataFrame:                 # as `predictions`, with `y_true` and `labelled_at`, null where no label had arrived
     "The predictions of a window with the labels that had arrived"
     import pandas as pd
-    frame, seq = read_log(dep, since, until, columns)
-    by = clock.micros(as_of, "as_of") if as_of is not None else None
+    by, log, r = clock.micros(as_of, "as_of") if as_of is not None else None, tables(dep)[0], Range(*clock.window(since, until))
+    def read(found: list[File]) -> tuple[pd.DataFrame, Any, pd.DataFrame]:
+        frame, seq = read_log(dep, since, until, columns)
+        if not len(frame): return frame, seq, frame
+        old = [_labels_of(dep, t, by) for t in archive.read(dep, found, ["seq", "id"], r)]
+        return frame, seq, pd.concat([p for p in [last_labels(dep, log, _in_range(log, r), by), *old] if len(p)] or [last_labels(dep, log, [sa.false()])])
+    frame, seq, got = archive.steady(dep, read)
     if not len(frame): return frame.assign(y_true=pd.Series(dtype=object), labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
-    log = tables(dep)[0]
-    return with_labels(dep, frame, last_labels(dep, log, _in_window(log, since, until), by), seq)
+    return with_labels(dep, frame, got, seq)
 
 # %% ../../nbs/core/events.ipynb #bf9503eb
 def feedback_summary(dep: Deployment) -> dict[str, int]: # labels, predictions labelled, unknown ids, ids labelled more than once, ids whose labels disagree
@@ -338,9 +428,11 @@ def feedback_summary(dep: Deployment) -> dict[str, int]: # labels, predictions l
     log, fb = tables(dep)
     known = sa.exists().where(log.c.id == fb.c.id)
     per = sa.select(fb.c.id, sa.func.count().label("n"), sa.func.count(fb.c.y.distinct()).label("values")).group_by(fb.c.id).subquery()
-    with dep.ws.store.read() as c:
-        return {"labels": c.scalar(sa.select(sa.func.count()).select_from(fb)) or 0,
-                "labelled": c.scalar(sa.select(sa.func.count(fb.c.id.distinct())).where(known)) or 0,
-                "unknown": c.scalar(sa.select(sa.func.count(fb.c.id.distinct())).where(~known)) or 0,
-                "repeated": c.scalar(sa.select(sa.func.count()).select_from(per).where(per.c.n > 1)) or 0,
-                "disagree": c.scalar(sa.select(sa.func.count()).select_from(per).where(per.c["values"] > 1)) or 0}
+    def read(_: list[File]) -> dict[str, int]:
+        with dep.ws.store.read() as c:
+            old = _in_files(c, dep, sa.select(fb.c.id).distinct().where(~known))
+            def count(query: Any) -> int: return c.scalar(query) or 0
+            return {"labels": count(sa.select(sa.func.count()).select_from(fb)), "labelled": count(sa.select(sa.func.count(fb.c.id.distinct())).where(known)) + old,
+                    "unknown": count(sa.select(sa.func.count(fb.c.id.distinct())).where(~known)) - old,
+                    "repeated": count(sa.select(sa.func.count()).select_from(per).where(per.c.n > 1)), "disagree": count(sa.select(sa.func.count()).select_from(per).where(per.c["values"] > 1))}
+    return archive.steady(dep, read)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
-from . import clock, store as st
+from . import archive, clock, store as st
+from .archive import File
 from .clock import TimeLike
 from .events import last_labels, log_columns, said_values, sql_columns, tables, typed, with_labels
+from .privacy import kept_units
 from .registry import Deployment, ModelVersion
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def make_tables(dep: Deployment) -> None:
 def log_exposures(c: sa.Connection, dep: Deployment, rollout: int, stage: int, seen: Exposed) -> None:
     "Keep who was shown what"
     n = len(seen.ids)
-    rows = list(zip([rollout] * n, [stage] * n, seen.ids, seen.arms, seen.units, seen.times, seen.ms, seen.errors, strict=True))
+    units = [u if u == i else k for u, i, k in zip(seen.units, seen.ids, kept_units(dep, seen.units), strict=True)]
+    rows = list(zip([rollout] * n, [stage] * n, seen.ids, seen.arms, units, seen.times, seen.ms, seen.errors, strict=True))
     st.insert(c, f"exposures_{dep.id}", ("rollout", "stage", "id", "arm", "unit", "at", "ms", "error"), rows)
 
 # %% ../../nbs/core/exposures.ipynb #34e7d210
@@ -75,6 +78,16 @@ def _frame(rows: pa.Table, columns: list[tuple[str, str, str]]) -> pd.DataFrame:
     import pandas as pd
     return pd.DataFrame({name: typed(rows[f"c{i}"], kind) for i, (name, kind, _) in enumerate(columns)})
 
+def _joined(dep: Deployment, seq: Any, mine: list[Any], columns: list[tuple[str, str, str]], theirs: list[Any], source: Any, id: Any, where: list[Any]) -> pa.Table: # seq; c0, c1, ...: mine, columns of the log, theirs
+    "Rows of other tables with their predictions, wherever these are"
+    log, n = tables(dep)[0], len(mine)
+    wanted = [*mine, *(log.c[k] for _, _, k in columns), *theirs]
+    def read(found: list[File]) -> pa.Table:
+        query = sa.select(seq, id.label("key"), log.c.seq.label("there"), *(c.label(f"c{i}") for i, c in enumerate(wanted))).select_from(sa.join(source, log, log.c.id == id, isouter=bool(found)))
+        rows = st.fetch(dep.ws.store, query.where(*where))
+        return archive.fill(dep, found, rows, "there", "key", {f"c{n + i}": k for i, (_, _, k) in enumerate(columns)}) if found else rows
+    return archive.steady(dep, read)
+
 # %% ../../nbs/core/exposures.ipynb #83d10804
 def read_exposed(dep: Deployment,
                  rollout: int,                    # its key
@@ -88,8 +101,7 @@ def read_exposed(dep: Deployment,
     end, by, columns = _moment(until, "until"), _moment(as_of, "as_of"), _asked(dep, log, features)
     where: list[Any] = [ex.c.rollout == rollout, ex.c.stage.in_(stages), *([ex.c.at < end] if end is not None else [])]
     mine = [("id", "text", "id"), ("arm", "integer", "arm"), ("stage", "integer", "stage"), ("unit", "text", "unit"), ("at", "datetime", "at"), ("ms", "numeric", "ms"), ("error", "text", "error")]
-    wanted = [ex.c[k] for _, _, k in mine] + [log.c[k] for _, _, k in columns]
-    rows = st.fetch(dep.ws.store, sa.select(ex.c.seq, *(c.label(f"c{i}") for i, c in enumerate(wanted))).join_from(ex, log, log.c.id == ex.c.id).where(*where))
+    rows = _joined(dep, ex.c.seq, [ex.c[k] for _, _, k in mine], columns, [], ex, ex.c.id, where)
     frame = with_labels(dep, _frame(rows, mine + columns), last_labels(dep, ex, where, by), rows["seq"].to_numpy())
     return frame.iloc[frame["at"].argsort(kind="stable")].reset_index(drop=True)
 
@@ -117,9 +129,7 @@ def read_shadowed(dep: Deployment, rollout: int,
     mine = [("id", "text", "id"), ("unit", "text", "unit"), ("at", "datetime", "at"), ("ms", "numeric", "ms")]
     theirs = [(c.name, kind, key) for c, (_, kind, _), key in zip(dep.outputs.columns, log_columns(dep, log)[-len(dep.outputs.columns):], sh.c.keys()[6:], strict=True)]
     theirs += [("ms", "numeric", "ms"), ("error", "text", "error")]
-    wanted = [ex.c[k] for _, _, k in mine] + [log.c[k] for _, _, k in columns] + [sh.c[k] for _, _, k in theirs]
-    join = sa.join(sh, ex, ex.c.id == sh.c.id).join(log, log.c.id == sh.c.id)
-    rows = st.fetch(dep.ws.store, sa.select(sh.c.seq, *(c.label(f"c{i}") for i, c in enumerate(wanted))).select_from(join).where(*where))
+    rows = _joined(dep, sh.c.seq, [ex.c[k] for _, _, k in mine], columns, [sh.c[k] for _, _, k in theirs], sa.join(sh, ex, ex.c.id == sh.c.id), sh.c.id, where)
     whole = _frame(rows, [(f"{i}", kind, key) for i, (_, kind, key) in enumerate(mine + columns + theirs)])
     return _both(dep, whole, [n for n, _, _ in mine + columns], [n for n, _, _ in theirs], last_labels(dep, sh, [sh.c.rollout == rollout, sh.c.version == version], by), rows["seq"].to_numpy())
 

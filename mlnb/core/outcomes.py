@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from . import clock, store as st
 from .clock import TimeLike
 from .errors import Problem, SchemaError
+from .privacy import kept_units
 from .registry import Deployment
 from .schema import as_frame
 
@@ -65,7 +66,8 @@ def record_outcomes(dep: Deployment,
     columns, wrong = _numbers(frame)
     if problems + wrong: raise SchemaError(problems + wrong, "table of outcomes")
     of, now = next(k for k in WHOSE if k in frame), clock.now()
-    times, keys = clock.micros_array(frame["at"]) if "at" in frame else np.full(len(frame), now), frame[of].astype(str).to_numpy(object)
+    times, keys = clock.micros_array(frame["at"]) if "at" in frame else np.full(len(frame), now), frame[of].astype(str).tolist()
+    if of == "unit": keys = kept_units(dep, keys)
     rows = [(of, keys[i], name, float(values[i]), int(times[i]), now) for name, values in columns.items() for i in np.flatnonzero(np.isfinite(values))]
     if not rows: return dict.fromkeys(columns, 0)
     table = outcome_table(dep)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,10 +130,11 @@ def _in_time(times: np.ndarray | None, # microseconds, shape (n,)
     return None if times is None or (times[1:] >= times[:-1]).all() else times.argsort(kind="stable")
 
 # %% ../../nbs/core/registry.ipynb #8506bd37
-def _describe(model: Any, X: Any, schema: Schema | None, times: np.ndarray | None = None) -> dict[str, Any]:
+def _describe(model: Any, X: Any, schema: Schema | None, times: np.ndarray | None = None, private: Mapping[str, Any] | None = None) -> dict[str, Any]:
     "What is known of a model before it is kept; raises one MlnbError that says all that is wrong"
     frame = as_frame(X)
     schema = schema or Schema.capture(frame)
+    for name, log in (private or {}).items(): schema = schema.relax(name, log=log)
     _check_reserved(schema)
     task, classes = task_of(model)
     data = artefact.dumps(model)
@@ -141,7 +143,7 @@ def _describe(model: Any, X: Any, schema: Schema | None, times: np.ndarray | Non
     step = max(1, len(X) // 5000)  # whether a label is the most probable class is a rule of the estimator: some thousands of rows show it
     argmax = len(said.columns) == 1 or bool((label_text(model.predict(X.iloc[::step])) == said["prediction"].iloc[::step]).all())
     said = said if argmax else outputs_of(model, X, classes, False)
-    table, order = frame[list(schema.names)].assign(**{str(c): said[c].to_numpy() for c in said}), _in_time(times)
+    table, order = frame[[n for n in schema.names if n not in schema.private]].assign(**{str(c): said[c].to_numpy() for c in said}), _in_time(times)
     seen = profile(table if order is None else table.iloc[order])
     return {"frame": frame, "schema": schema, "task": task, "classes": classes, "data": data, "argmax": argmax,
             "outputs": Schema.capture(said), "profile": seen, "estimator": type(model).__name__}
@@ -285,6 +287,12 @@ def version(ws: Workspace, name: str,
     return found[max(found) if number is None else number]
 
 # %% ../../nbs/core/registry.ipynb #a20db65b
+def _may_keep(schema: Schema, keep_data: bool | None) -> bool: # raises ParameterError
+    "Are the training rows to be kept?"
+    if keep_data and schema.private: raise ParameterError(f"keep_data=True would keep {', '.join(schema.private)}, which the log hashes or omits; leave it out")
+    return not schema.private if keep_data is None else keep_data
+
+# %% ../../nbs/core/registry.ipynb #6fc5dee3
 def register(ws: Workspace,
              name: str,                      # the model's name; made on first use
              model: Any,                     # a fitted scikit-learn compatible estimator
@@ -297,14 +305,15 @@ def register(ws: Workspace,
              metrics: dict[str, Any] | None = None,  # what was measured, by name
              info: dict[str, Any] | None = None,     # where it came from: code, parameters, data window
              parent: ModelVersion | None = None,     # the version it was derived from
-             keep_data: bool = True,         # keep the rows beside the model
+             private: Mapping[str, Literal["hash", "omit"]] | None = None, # columns of personal data, and how the log keeps them; see `core.privacy`
+             keep_data: bool | None = None,  # keep the rows beside the model; by default if no column is private
              ) -> ModelVersion:              # the new version
     "Keep a model as the next version of `name`"
     check_name("model", name)
     _same_length(frame := as_frame(X), y=y, time=time)
     times = None if time is None else clock.micros_array(time, "time")
-    d = _describe(model, frame, schema, times)
-    sha, kept = st.put(ws.store, d["data"]), st.put(ws.store, _kept(d["frame"], y, times)) if keep_data else None
+    d = _describe(model, frame, schema, times, private)
+    sha, kept = st.put(ws.store, d["data"]), st.put(ws.store, _kept(d["frame"], y, times)) if _may_keep(d["schema"], keep_data) else None
     now = clock.now()
     values = {"created": now, "at": now if at is None else clock.micros(at, "at"), "task": d["task"], "artefact": sha, "data": kept,
               "parent": parent.number if parent else None, **_documents(d, metrics, info)}
@@ -313,7 +322,7 @@ def register(ws: Workspace,
     return made
 
 # %% ../../nbs/core/registry.ipynb #9680549a
-def _insert_deployment(ws: Workspace, name: str, version: ModelVersion, strict: bool, t: int) -> None:
+def _insert_deployment(ws: Workspace, name: str, version: ModelVersion, strict: bool, t: int, hash_units: bool = False) -> None:
     "Add a deployment and its first champion in one transaction"
     with ws.store.write() as c:
         if c.scalar(sa.select(st.DEPLOYMENTS.c.id).where(st.DEPLOYMENTS.c.name == name)) is not None:
@@ -321,6 +330,7 @@ def _insert_deployment(ws: Workspace, name: str, version: ModelVersion, strict: 
         key = c.execute(st.DEPLOYMENTS.insert().values(name=name, model_id=version.row.model_id, strict=int(strict), created=clock.now())).inserted_primary_key[0]  # type: ignore[index]
         c.execute(st.ROLES.insert().values(deployment_id=key, role="champion", version_id=version.id, at=t, recorded=clock.now(),
                                            reason="first deployment", actor="user"))
+        if hash_units: c.execute(st.META.insert().values(key=f"hash_units {key}", value="1"))
 
 # %% ../../nbs/core/registry.ipynb #1c07aa99
 @dataclass(frozen=True, repr=False, eq=False)
@@ -337,6 +347,8 @@ class Deployment(Kept):
     def champion(self) -> ModelVersion: return holder(self, "champion")
     @cached_property
     def first(self) -> ModelVersion: return _roles(self)[0][1]  # its first champion: sets the columns of all that follow
+    @cached_property
+    def hash_units(self) -> bool: return bool(self.ws.rows(sa.select(st.META.c.key).where(st.META.c.key == f"hash_units {self.id}"))) # are units kept as hashes only?
     @property
     def schema(self) -> Schema: return self.first.schema
     @property
@@ -383,10 +395,11 @@ def deploy(ws: Workspace,
            *,
            strict: bool = False,        # refuse unseen levels, values out of range and columns that are not expected
            at: TimeLike | None = None,  # since when (event time); now by default
+           hash_units: bool = False,    # keep units (customers, ...) as keyed hashes only, see `core.privacy`
            ) -> Deployment:             # raises ParameterError if there is one of that name
     "Make a deployment that answers with `version`"
     check_name("deployment", name)
-    _insert_deployment(ws, name, version, strict, clock.now() if at is None else clock.micros(at, "at"))
+    _insert_deployment(ws, name, version, strict, clock.now() if at is None else clock.micros(at, "at"), hash_units)
     return deployment(ws, name)
 
 # %% ../../nbs/core/registry.ipynb #fb5443d6
@@ -420,8 +433,11 @@ def check_columns(dep: Deployment, version: ModelVersion) -> None: # raises Sche
     "Refuse a version that expects other columns"
     mine, theirs = ({col.name: col.kind for col in s.columns} for s in (dep.schema, version.schema))
     diff = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-    if diff: raise SchemaError([Problem(k, "type", f"column {k!r} is {mine.get(k, 'absent')} in deployment {dep.name!r} and {theirs.get(k, 'absent')} in {version.label}")
-                                for k in diff], f"schema of {version.label}")
+    problems = [Problem(k, "type", f"column {k!r} is {mine.get(k, 'absent')} in deployment {dep.name!r} and {theirs.get(k, 'absent')} in {version.label}") for k in diff]
+    guard, given = ["keep", "hash", "omit"], dep.schema.private
+    problems += [Problem(k, "type", f"column {k!r} is log={v!r} in {version.label}, but the log of {dep.name!r} has log={given.get(k, 'keep')!r}; make a new deployment of {version.label}")
+                 for k, v in version.schema.private.items() if k in mine and guard.index(v) > guard.index(given.get(k, "keep"))]
+    if problems: raise SchemaError(problems, f"schema of {version.label}")
 
 # %% ../../nbs/core/registry.ipynb #60b42707
 def active_rollout(c: sa.Connection, dep: Deployment) -> sa.Row[Any] | None:

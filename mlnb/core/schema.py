@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from functools import cache, cached_property, partial
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ class Column:
     high: float | None = None        # numeric, integer: greatest finite value of training
     ordered: bool = False            # an ordered pandas category
     none: bool = False               # nulls in an object column are None rather than NaN
+    log: Literal["keep", "hash", "omit"] = field(default="keep", repr=False) # how the log of predictions keeps it, see `core.privacy`
 
 # %% ../../nbs/core/schema.ipynb #4b676b8b
 def _bounds(values: Array) -> tuple[Any, Any, bool]:
@@ -342,7 +343,7 @@ def _conform_rows(makers: list[tuple[str, Maker]], rows: list[Any]) -> pd.DataFr
     return pd.DataFrame(made)
 
 # %% ../../nbs/core/schema.ipynb #d8b5920c
-_RELAXABLE = ("nullable", "infinite", "low", "high", "levels")
+_RELAXABLE = ("nullable", "infinite", "low", "high", "levels", "log")
 
 # %% ../../nbs/core/schema.ipynb #86bc04d8
 def _relax(column: Column, changes: dict[str, Any]) -> Column:
@@ -354,7 +355,16 @@ def _relax(column: Column, changes: dict[str, Any]) -> Column:
     if "levels" in changes and column.dtype == "category":
         raise ParameterError(f"column {name!r} has dtype 'category', whose codes the model was trained on: new levels need a new model")
     if {"low", "high"} & set(changes) and not ranged: raise ParameterError(f"column {name!r} is {column.kind}: only a numeric or integer column has a range")
+    if (kept := changes.get("log", "keep")) not in ("keep", "hash", "omit"): raise ParameterError(f"relax({name!r}) has log={kept!r}; give 'keep', 'hash' or 'omit'")
+    if kept == "hash" and column.kind not in ("text", "categorical", "integer"): raise ParameterError(f"column {name!r} is {column.kind}: only text, levels and whole numbers can be hashed; give log='omit'")
+    if kept != "keep" and column.dtype != "category": changes = {"levels": None, "low": None, "high": None} | changes  # these are values of somebody, too
     return replace(column, **changes | ({"levels": tuple(changes["levels"])} if changes.get("levels") is not None else {}))
+
+# %% ../../nbs/core/schema.ipynb #37cd7776
+def _column_dict(column: Column) -> dict[str, Any]:
+    "A column for JSON"
+    content = asdict(column) | {"levels": None if column.levels is None else list(column.levels)}
+    return content if content["log"] != "keep" else {k: v for k, v in content.items() if k != "log"}
 
 # %% ../../nbs/core/schema.ipynb #aa219bae
 @dataclass(frozen=True)
@@ -364,6 +374,8 @@ class Schema:
 
     @property
     def names(self) -> list[str]: return [c.name for c in self.columns]
+    @property
+    def private(self) -> dict[str, str]: return {c.name: c.log for c in self.columns if c.log != "keep"} # columns that the log hashes or omits
     @cached_property
     def _makers(self) -> list[tuple[str, Maker]]: return [(c.name, _maker(c)) for c in self.columns]
     def __len__(self) -> int: return len(self.columns)
@@ -374,7 +386,7 @@ class Schema:
     def capture(cls, frame: Any) -> Schema: return cls(_capture(as_frame(frame)))
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Schema: return cls(_columns_from(content))
-    def to_dict(self) -> dict[str, Any]: return {"columns": [asdict(c) | {"levels": None if c.levels is None else list(c.levels)} for c in self.columns]}
+    def to_dict(self) -> dict[str, Any]: return {"columns": [_column_dict(c) for c in self.columns]}
 
     def problems(self, frame: Any,            # new data: anything that `as_frame` takes
                  strict: bool = False,        # also refuse unexpected columns, unseen levels, values out of range
@@ -390,7 +402,7 @@ class Schema:
         return _conform(self.columns, as_frame(frame), strict) if quick is None else quick
 
     def relax(self, name: str,                # the column
-              **changes: Any,                 # nullable, infinite (bool), low, high (None: no bound), levels (None: anything)
+              **changes: Any,                 # nullable, infinite (bool), low, high (None: no bound), levels (None: anything), log ("keep", "hash" or "omit")
               ) -> Schema:
         "The schema with one column's limits changed"
         new = _relax(self[name], changes)

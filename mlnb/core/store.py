@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'metadata', 'TEXT', 'NUMBER', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS',
-           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'Clash', 'ADDRESS', 'Store', 'mark', 'insert_sql',
-           'insert', 'among', 'no_such_table', 'make_tables', 'check_format', 'open_store', 'holds_workspace',
-           'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
+           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'ARCHIVES', 'AUDIT', 'Clash', 'ADDRESS', 'Store',
+           'mark', 'insert_sql', 'insert', 'among', 'no_such_table', 'make_tables', 'check_format', 'open_store',
+           'holds_workspace', 'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -78,6 +78,11 @@ FOLDED = _table("folded", _int("deployment_id"), _int("version_id"), _int("seq")
 
 # %% ../../nbs/core/store.ipynb #dfeb2676
 CERTIFICATES = _table("certificates", _int("version_id"), _text("environment"), _int("at"), _text("document"), _text("files"), sa.UniqueConstraint("version_id", "environment"))
+
+# %% ../../nbs/core/store.ipynb #84d99d05
+ARCHIVES = _table("archives", _int("deployment_id", index=True), _text("file", unique=True), _text("sha"), _int("bytes"), _int("rows"), _int("first"), _int("last"),
+                  _int("since"), _int("until"), _int("earliest"), _int("latest"), sa.Column("logged", sa.Float, nullable=False), sa.Column("ids", sa.LargeBinary, nullable=False), _int("created"))
+AUDIT = _table("audit", _int("deployment_id", index=True), _text("action"), _int("at"), _text("details"), _text("actor"))
 
 # %% ../../nbs/core/store.ipynb #70392681
 def _frozen(folder: Path) -> bool:

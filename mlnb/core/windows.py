@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from . import clock, store as st
+from . import archive, clock, store as st
+from .archive import File, Range
 from .clock import TimeLike
 from .errors import ParameterError
 from .events import read_log, tables
@@ -52,7 +53,7 @@ DAY = 86_400_000_000  # microseconds
 
 def reference(dep: Deployment, version: ModelVersion) -> Profile:
     "The version's profile of the columns that the log of a deployment has"
-    logged = {*dep.schema.names, *dep.outputs.names}
+    logged = {*dep.schema.names, *dep.outputs.names} - {*dep.schema.private}  # what is hashed or omitted is not compared
     return version.profile.select([c for c in version.profile.columns if c in logged])
 
 def by_day(frame: pd.DataFrame,   # rows of the log in order of time, with `at`
@@ -92,14 +93,18 @@ class Span(NamedTuple):
     after: int
     upto: int
     rows: int
-    sum: int     # of the times when they were written down, in microseconds, modulo a prime
+    sum: float   # of the times when they were written down, in microseconds, modulo a prime
 
-def _span(c: sa.Connection, dep: Deployment, version: ModelVersion, last: int) -> Span: # last: number of the last row to count
-    "The next rows to count"
+def _span(c: sa.Connection, dep: Deployment, version: ModelVersion, last: int, found: list[File] | None = None, exactly: bool = False) -> Span: # last: number of the last row to count; found: files of archived rows, those of now by default
+    "The next rows to count, in the table and in files; all up to `last`, or as many as make a piece"
+    found = archive.files(dep, c) if found is None else found
     log = tables(dep)[0]
     after = c.scalar(sa.select(st.FOLDED.c.seq).where(_mine(st.FOLDED, dep, version))) or 0
-    upto, times = min(last, after + PIECE), sa.cast(sa.func.coalesce(sa.func.sum(log.c.logged % 999_999_937), 0), sa.BigInteger)
-    return Span(after, upto, *c.execute(sa.select(sa.func.count(), times).where(log.c.seq > after, log.c.seq <= upto)).one())
+    upto = last if exactly else min(max([last, *(f.last for f in found)]), after + PIECE)
+    times = sa.cast(sa.func.coalesce(sa.func.sum(log.c.logged % archive.PRIME), 0), sa.BigInteger)
+    rows, logged = c.execute(sa.select(sa.func.count(), times).where(log.c.seq > after, log.c.seq <= upto)).one()
+    old = archive.tally(dep, found, Range(after=after, upto=upto))
+    return Span(after, upto, rows + old[0], logged + old[1])
 
 # %% ../../nbs/core/windows.ipynb #2be78dc2
 def _add_day(c: sa.Connection, dep: Deployment, version: ModelVersion, day: int, part: Profile) -> None:
@@ -112,7 +117,9 @@ def _add_day(c: sa.Connection, dep: Deployment, version: ModelVersion, day: int,
 def _fold_piece(dep: Deployment, version: ModelVersion) -> int | None: # rows counted; None when there are no new ones
     "Count the next rows and keep them"
     last = dep.ws.store.settled(tables(dep)[0])
-    with dep.ws.store.read() as c: span = _span(c, dep, version, last)
+    def look(found: list[File]) -> Span:
+        with dep.ws.store.read() as c: return _span(c, dep, version, last, found)
+    span = archive.steady(dep, look)
     if span.upto < span.after:  # rows were taken out that are counted
         with dep.ws.store.write() as c: forget(c, dep)
         return 0
@@ -121,7 +128,7 @@ def _fold_piece(dep: Deployment, version: ModelVersion) -> int | None: # rows co
     frame, seq = read_log(dep, columns=["at", *like.columns], after=span.after, upto=span.upto)
     parts = by_day(frame, like)
     with dep.ws.store.write() as c:
-        if len(seq) != span.rows or _span(c, dep, version, span.upto) != span: return 0
+        if len(seq) != span.rows or _span(c, dep, version, span.upto, exactly=True) != span: return 0
         for day, part in parts.items(): _add_day(c, dep, version, day, part)
         c.execute(st.FOLDED.delete().where(_mine(st.FOLDED, dep, version)))
         c.execute(st.FOLDED.insert().values(deployment_id=dep.id, version_id=version.id, seq=span.upto))

@@ -8,8 +8,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from ..core import clock, events
 from ..core.clock import TimeLike
 from ..core.registry import Deployment
@@ -144,8 +142,7 @@ def cover(panel: Panel) -> bool: # False: nothing is logged
 # %% ../../nbs/jupyter/window.ipynb #27e60597
 def asked(dep: Deployment, since: pd.Timestamp, until: pd.Timestamp) -> int:
     "How many predictions are in a window"
-    log = events.tables(dep)[0]
-    return int(dep.ws.rows(sa.select(sa.func.count()).select_from(log).where(log.c.at >= clock.micros(since), log.c.at < clock.micros(until)))[0][0])
+    return events.count_log(dep, since, until)
 
 def _window_head(panel: Panel) -> str: # markup
     "What was asked in the window, and the verdict"

@@ -45,13 +45,8 @@ class Span(NamedTuple):
 # %% ../../nbs/monitor/deployed.ipynb #7573f2ad
 def span(dep: Deployment) -> Span | None: # None if nothing is logged
     "From when to when predictions are logged"
-    import sqlalchemy as sa
-    log = events.tables(dep)[0]
-    if dep.ws.store.read_only and not sa.inspect(dep.ws.store.engine).has_table(log.name): return None
-    query: Any = sa.select(sa.func.min(log.c.at), sa.func.max(log.c.at), sa.func.count())
-    found: Any = dep.ws.rows(query)[0]
-    first, last, rows = found
-    return Span(clock.timestamp(first), clock.timestamp(last), rows) if rows else None
+    first, last, rows = events.extent(dep)
+    return Span(clock.timestamp(first), clock.timestamp(last), rows) if first is not None and last is not None else None
 
 # %% ../../nbs/monitor/deployed.ipynb #b35b4e0f
 def window_edges(dep: Deployment,
@@ -141,7 +136,7 @@ def later_rows(dep: Deployment,
     "Labelled rows of the log that a version did not learn from, with its answers"
     import pandas as pd
     columns = ["at", *version.schema.names]
-    if since is None or learned_until(version) >= clock.timestamp(clock.micros(since, "since")): return pd.DataFrame(columns=[*columns, "y_true"])
+    if since is None or dep.schema.private or learned_until(version) >= clock.timestamp(clock.micros(since, "since")): return pd.DataFrame(columns=[*columns, "y_true"])
     return answered_by(version, ripe_rows(events.labelled(dep, learned_until(version), since, as_of=as_of, columns=columns), as_of))
 
 # %% ../../nbs/monitor/deployed.ipynb #b1c01fe4
@@ -225,7 +220,7 @@ def deployment_estimate(dep: Deployment,                # whose answers
     rows, version, left = window_rows(dep, since, until, as_of)
     reference, which = reference_rows(dep, version, since, as_of, seed)
     report = estimate_performance(reference, rows, y_true="y_true", y_pred="prediction", y_proba=proba_columns(version), task=version.task, classes=version.classes, chunk=chunk,
-                                  features=list(version.schema.names), seed=seed, **options)
+                                  features=[n for n in version.schema.names if n not in dep.schema.private], seed=seed, **options)
     return replace(report, reasons=[*report.reasons, which, *left])
 
 # %% ../../nbs/monitor/deployed.ipynb #9ac29f4b
@@ -239,7 +234,7 @@ def deployment_weakness(dep: Deployment, since: TimeLike | None = None, until: T
     rows, version = events.labelled(dep, since, until, as_of=as_of) if rows is None else rows, dep.champion
     known = rows[rows["y_true"].notna()].reset_index(drop=True)
     if len(known) == 0: raise ParameterError(f"no label has arrived for the {len(rows):,} predictions of {dep.name!r} in [{since}, {until}), so no slice can be judged; wait for labels, or choose another window")
-    return performance_segments(known, y_true="y_true", y_pred="prediction", y_proba=proba_columns(version), task=version.task, classes=version.classes, **{"by": version.schema.names} | options)
+    return performance_segments(known, y_true="y_true", y_pred="prediction", y_proba=proba_columns(version), task=version.task, classes=version.classes, **{"by": [n for n in version.schema.names if n not in dep.schema.private]} | options)
 
 # %% ../../nbs/monitor/deployed.ipynb #bd9225c6
 def _print(why: str) -> None: print(f"Not known: {why}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WANDERS', 'TOLERANCE', 'DriftReport', 'listed', 'wandering', 'Sides', 'join_sides', 'count_window', 'tolerances',
-           'judge', 'check', 'drift', 'answered_last', 'OnDemand', 'deployment_drift', 'both_tables']
+           'judge', 'check', 'drift', 'answered_last', 'OnDemand', 'private_columns', 'deployment_drift', 'both_tables']
 
 # %% ../../nbs/monitor/drift.ipynb #09178008
 @dataclass(frozen=True, repr=False)
@@ -43,6 +43,7 @@ class DriftReport(Result):
     budget: float                   # expected false alarms in one such check
     own: dict[str, NumericProfile]  # for pictures: the window on bins of its own, where much of it is out of range
     spent: str = ""                 # of the budget, in words
+    private: str = ""               # what the log hashes or omits, and is therefore not compared
     title = "Drift"
     verdicts = ("no drift", "drift")
 
@@ -51,7 +52,7 @@ class DriftReport(Result):
     @property
     def drifted(self) -> list[str]: return [f.name for f in self.features if f.alarm]
     @property
-    def reasons(self) -> list[str]: return [*_alarms(self), *_notes(self), *[self.spent] * bool(self.spent and self.current.n)]  # type: ignore[override]
+    def reasons(self) -> list[str]: return [*_alarms(self), *_notes(self), *[self.private] * bool(self.private), *[self.spent] * bool(self.spent and self.current.n)]  # type: ignore[override]
     def __getitem__(self, name: str) -> Feature: return _named(self, name)
 
     def table(self) -> pd.DataFrame: return pd.DataFrame([_row(f, self.reference, self.current) for f in self.features])
@@ -309,7 +310,13 @@ class OnDemand(dict[str, Any]):
         if name not in self: self[name] = self.make(name)
         return self[name] or default
 
-# %% ../../nbs/monitor/drift.ipynb #1e3bd779
+# %% ../../nbs/monitor/drift.ipynb #3ea10bc4
+def private_columns(dep: Deployment) -> str: # a sentence; empty if everything is kept
+    "What cannot be compared because it is personal data"
+    told = [f"{k} ({'hashed in' if v == 'hash' else 'left out of'} the log)" for k, v in dep.schema.private.items()]
+    return f"not compared, as personal data: {', '.join(told)}" if told else ""
+
+# %% ../../nbs/monitor/drift.ipynb #f89de958
 def deployment_drift(dep: Deployment,
                      since: TimeLike | None = None, # start of the window of event time, included; the beginning by default
                      until: TimeLike | None = None, # its end, excluded
@@ -324,13 +331,14 @@ def deployment_drift(dep: Deployment,
     from mlnb.core.events import predictions
     allowed, days = read_budget(budget), _rhythm(since, until) if every is None else length_in_days(every)
     version = answered_last(dep, until)
-    known, names = windows.reference(dep, version), None if columns is None else list(columns)
+    known, names, hidden = windows.reference(dep, version), None if columns is None else list(columns), private_columns(dep)
+    if hidden and {*(names or ())} & {*dep.schema.private}: raise ParameterError(hidden)
     _check_columns(names, known.columns, known.columns)
     window = windows.window_profile(dep, version, since, until)[0]
     if names is not None: known, window = known.select(names), window.select(names)
     report = check(Sides(known, window, {}), allowed, tolerance, days, ordered)
     def rows(name: str) -> Any: return _own([report[name]], report.current, predictions(dep, since, until, columns=[name])).get(name)
-    return replace(report, own=OnDemand(rows))
+    return replace(report, own=OnDemand(rows), private=hidden)
 
 # %% ../../nbs/monitor/drift.ipynb #16678cdb
 def both_tables(dep: Deployment,
@@ -340,8 +348,9 @@ def both_tables(dep: Deployment,
                 ) -> tuple[pd.DataFrame, pd.DataFrame]: # raises ParameterError if the training rows were not kept
     "The training rows of the version that answered, and the rows that it answered"
     from mlnb.core.events import predictions
-    version = answered_last(dep, until)
-    trained, names = version.training_data(), list(version.schema.names if columns is None else columns)
+    version, hidden = answered_last(dep, until), dep.schema.private
+    trained, names = version.training_data(), [n for n in version.schema.names if n not in hidden] if columns is None else list(columns)
+    if {*names} & {*hidden}: raise ParameterError(private_columns(dep))
     _check_columns(names, version.schema.names, version.schema.names)
     if trained is None: raise ParameterError(f"the training rows of {version.label} were not kept, so no window can be compared with them row by row; register with keep_data=True")
     logged = predictions(dep, since, until, columns=["at", *names])

@@ -221,7 +221,9 @@ def deployment_impact(dep: Deployment,
                       seed: int = 0) -> ImpactReport:
     "What does the drift of a window do to the answers of the version that answered last?"
     from mlnb.core.events import predictions
+    from mlnb.core.privacy import need_plain
     from mlnb.monitor.drift import answered_last, deployment_drift
+    need_plain(dep, "impact of a drift")
     version = answered_last(dep, until)
     names = [c for c in version.outputs.names if c != "prediction"] or ["prediction"]
     rows = predictions(dep, since, until, columns=list(version.schema.names))

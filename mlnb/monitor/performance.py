@@ -303,10 +303,9 @@ def _latest(dep: Deployment) -> pd.Timestamp | None:
     import sqlalchemy as sa
 
     from mlnb.core.clock import timestamp
-    from mlnb.core.events import tables
-    log, labels = tables(dep)
-    with dep.ws.store.read() as c:
-        times = [c.scalar(sa.select(sa.func.max(log.c.at))), c.scalar(sa.select(labels.c.at).order_by(labels.c.seq.desc()).limit(1))]
+    from mlnb.core.events import extent, tables
+    labels = tables(dep)[1]
+    with dep.ws.store.read() as c: times = [extent(dep).last, c.scalar(sa.select(labels.c.at).order_by(labels.c.seq.desc()).limit(1))]
     return timestamp(max(t for t in times if t is not None)) if any(times) else None
 
 # %% ../../nbs/monitor/performance.ipynb #031d690a

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from ..core import registry, store as st
+from ..core import archive, registry, store as st
+from ..core.archive import File
 from ..core.errors import MlnbError, NotFound
 from ..core.events import log_columns, tables, typed
 from ..core.exposures import exposure_table, log_shadows, shadow_table
@@ -84,11 +85,15 @@ def waiting(task: Task, after: int,  # number of the last exposure that was deal
     mine = (ex.c.rollout == task.rollout, ex.c.stage == task.place)
     newest = sa.select(ex.c.seq).where(*mine).order_by(ex.c.seq.desc()).offset(most).limit(1)
     floor, upto = max([after, *(int(r[0]) for r in dep.ws.rows(newest))]), dep.ws.store.settled(ex)
-    query = sa.select(ex.c.seq, ex.c.id, *(log.c[k].label(f"c{i}") for i, (_, _, k) in enumerate(columns))).join_from(ex, log, log.c.id == ex.c.id)
+    wanted = {"seq": ex.c.seq, "id": ex.c.id, "there": log.c.seq, **{f"c{i}": log.c[k] for i, (_, _, k) in enumerate(columns)}}
     answered = sa.exists().where(sh.c.rollout == task.rollout, sh.c.version == task.version.number, sh.c.id == ex.c.id)
-    found: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor, ex.c.seq <= upto, ~answered).order_by(ex.c.seq).limit(rows))
-    frame = pd.DataFrame({name: typed(pa.chunked_array([pa.array([r[i + 2] for r in found])]), kind) for i, (name, kind, _) in enumerate(columns)})
-    return frame, [r[1] for r in found], [int(r[0]) for r in found]
+    def read(found: list[File]) -> pa.Table: # questions that were moved to files are read there
+        query = sa.select(*(c.label(k) for k, c in wanted.items())).select_from(sa.join(ex, log, log.c.id == ex.c.id, isouter=bool(found)))
+        got: list[Any] = dep.ws.rows(query.where(*mine, ex.c.seq > floor, ex.c.seq <= upto, ~answered).order_by(ex.c.seq).limit(rows))
+        table = pa.table({k: pa.array([r[i] for r in got]) for i, k in enumerate(wanted)})
+        return archive.fill(dep, found, table, "there", "id", {f"c{i}": k for i, (_, _, k) in enumerate(columns)}) if found else table
+    table = archive.steady(dep, read)
+    return pd.DataFrame({name: typed(table[f"c{i}"], kind) for i, (name, kind, _) in enumerate(columns)}), table["id"].to_pylist(), table["seq"].to_pylist()
 
 # %% ../../nbs/rollout/mirror.ipynb #13e74787
 SINGLY = 3    # questions of a portion that are asked one by one

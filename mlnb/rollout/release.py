@@ -19,6 +19,7 @@ from ..core.clock import TimeLike
 from ..core.errors import NotFound, ParameterError, Problem, SchemaError
 from ..core.exposures import make_tables
 from ..core.lazy import Verbs
+from ..core.privacy import need_plain
 from ..core.registry import Decision, Deployment, ModelVersion
 from ..core.result import dumps
 from .evidence import Arms, Evidence, collect, evidence_of
@@ -147,6 +148,7 @@ def begin(dep: Deployment,
     versions, champion = _versions(dep, challenger), dep.champion
     made = fit_task(given, champion.task, len(champion.outputs) > 1)
     places = stages(made, [v.label for v in (champion, *versions)])
+    if made.shadow: need_plain(dep, "rollout with a shadow, which is asked what is in the log; give shadow=False")
     make_tables(dep)
     rollout = Rollout(dep, _insert(dep, versions, made, salt, clock.now() if at is None else clock.micros(at, "at"), actor, reason))
     if not draft and (seen := rollout.row).state == "draft": commit(rollout, seen, Move(running(places, 0), reason), rollout.began, actor)

@@ -13,6 +13,7 @@ from ..core import clock
 from ..core.clock import TimeLike
 from ..core.errors import ParameterError, Problem, SchemaError
 from ..core.events import labelled
+from ..core.privacy import need_plain
 from ..core.registry import Decision, Deployment, ModelVersion, label_text, register
 from ..core.result import Result
 from ..core.schema import Schema
@@ -54,6 +55,7 @@ def history_until(dep: Deployment,
                   ) -> pd.DataFrame:             # features, `y_true` and `at`, in order of event time
     "The labelled rows that were known at a time"
     import pandas as pd
+    need_plain(dep, "retraining from the log")
     end = clock.timestamp(clock.micros(until, "until"))
     names = dep.schema.names
     logged = labelled(dep, None, until, as_of=until, columns=["at", *names])
