@@ -254,12 +254,18 @@ def test_a_canary_over_http_keeps_units_and_says_who_answered(tmp_path):
     assert len(dep.predictions()) == 162 and len(seen) < 162  # the pinned request and the tenth that is not enrolled take no part
 
 
+def damage(dep, number):
+    "A version that cannot answer any more: its model and its compiled form are damaged"
+    version = dep.ws.version("late", number)
+    files = [f for row in dep.ws.rows(sa.select(st.CERTIFICATES).where(st.CERTIFICATES.c.version_id == version.id)) for f in sum(json.loads(row.files).values(), [])]
+    for sha in (version.artefact, *files): st.artefact_path(dep.ws.store, sha).write_bytes(b"damaged")
+    dep.ws.unload()
+
+
 def test_a_challenger_that_fails_in_the_canary_costs_nobody_an_answer(tmp_path):
     dep = deployed(tmp_path / "work")
     rollout = dep.rollout(2, {"shadow": False, "canary": [.5], "min_units": 10}, at="2013-03-02", salt="s")
-    v2 = dep.ws.version("late", 2)
-    st.artefact_path(dep.ws.store, v2.artefact).write_bytes(b"damaged")
-    dep.ws.loaded.clear()
+    damage(dep, 2)
     for i in range(60): assert len(dep.predict({"wind": [float(i)]}, ids=[f"r{i}"], at="2013-03-02 10:00")) == 1
     found = rollout.tick("2013-03-02 12:00")
     assert found.after.name == "rolled back" and "error_rate of late v2 is certainly worse" in found.move.reason
@@ -316,8 +322,7 @@ def test_a_server_attends_to_rollouts(tmp_path):
     "The timer of a server evaluates, and the challenger is gone by itself"
     dep = deployed(tmp_path / "work")
     rollout = dep.rollout(2, {"shadow": False, "canary": [.5], "min_units": 10}, salt="s")
-    st.artefact_path(dep.ws.store, dep.ws.version("late", 2).artefact).write_bytes(b"damaged")
-    dep.ws.loaded.clear()
+    damage(dep, 2)
     with dep.serve(tick=.5) as server:
         asked = threading.Thread(target=lambda: [urllib.request.urlopen(urllib.request.Request(server.url + "/predict", json.dumps({"wind": float(i)}).encode()), timeout=20).read() for i in range(80)])
         asked.start()

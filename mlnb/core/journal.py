@@ -33,13 +33,14 @@ class State(NamedTuple):
     deployments: int  # in the workspace
     champion: int     # key of the version
     rollout: bool     # is one under way?
+    archived: bool    # are there predictions in files, whose ids are taken?
 
     @classmethod
-    def of(cls, row: Any) -> State: return cls(row[0], row[1], bool(row[2])) # from _STATE
+    def of(cls, row: Any) -> State: return cls(row[0], row[1], bool(row[2]), bool(row[3])) # from _STATE
 
 _STATE = """SELECT (SELECT count(*) FROM deployments),
     (SELECT version_id FROM roles WHERE deployment_id = :dep AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1),
-    EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = :dep AND active = 1)"""
+    EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = :dep AND active = 1), EXISTS (SELECT 1 FROM archives WHERE deployment_id = :dep)"""
 
 # %% ../../nbs/core/journal.ipynb #30f749c0
 class Journal:
@@ -83,7 +84,7 @@ class Journal:
     def close(self) -> None: self.c.close()
 
 # %% ../../nbs/core/journal.ipynb #4906b79f
-UNKNOWN = State(-1, -1, True) # as if a rollout were under way, which somebody else has to look after
+UNKNOWN = State(-1, -1, True, True) # as if a rollout were under way, which somebody else has to look after
 
 class ServerJournal:
     "Appends to the log in a database server, and knows who answered when it last asked"

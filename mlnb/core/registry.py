@@ -43,6 +43,12 @@ class Workspace(Verbs):
         self.loaded: dict[int, Any] = {}           # version id -> estimator
         self.known: dict[int, ModelVersion] = {}   # version id -> version; versions never change
         self.tables: dict[int, Any] = {}           # deployment id -> its tables of events
+        self.certificates: dict[int, Any] = {}     # version id -> which compiled form serves
+        self.engines: dict[int, Any] = {}          # version id -> what answers
+
+    def unload(self) -> None:
+        "Forget the models that were loaded; they are read, and checked, again"
+        for loaded in (self.loaded, self.certificates, self.engines): loaded.clear()
 
     @property
     def path(self) -> Path: return self.store.path

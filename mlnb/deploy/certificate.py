@@ -342,7 +342,7 @@ def certificate(version: ModelVersion,
                 rows: Any = None,    # some rows as the model was registered with; by default those that were kept, or drawn ones
                 ) -> Certificate:    # raises ArtefactError if a compiled file was changed after it was certified
     "The certificate of a version for the libraries of this process, made if there is none"
-    known: dict[int, Certificate] = version.ws.__dict__.setdefault("certificates", {})
+    known: dict[int, Certificate] = version.ws.certificates
     if version.id in known: return known[version.id]
     table = st.CERTIFICATES
     try: found = version.ws.rows(sa.select(table).where(table.c.version_id == version.id, table.c.environment == environment()))
@@ -385,7 +385,7 @@ class Engine:
 
 def engine(version: ModelVersion) -> Engine:
     "Who answers for a version"
-    known: dict[int, Engine] = version.ws.__dict__.setdefault("engines", {})
+    known: dict[int, Engine] = version.ws.engines
     if version.id not in known:
         with _MAKING:
             if version.id in known: return known[version.id]
@@ -398,5 +398,5 @@ _MAKING = threading.Lock() # several requests may ask first
 
 def ready_engine(version: ModelVersion) -> Engine | None:
     "Who answers for a version, if that is known already"
-    found: Engine | None = version.ws.__dict__.get("engines", {}).get(version.id)
+    found: Engine | None = version.ws.engines.get(version.id)
     return found

@@ -17,6 +17,7 @@ import msgspec
 from ..core import clock, registry
 from ..core.errors import MlnbError
 from ..core.journal import BUSY, CLASH, Journal, ServerJournal, insert_sql, journals
+from ..core.privacy import Keeper, keeper
 from ..core.registry import Deployment, ModelVersion
 from .certificate import Engine, ready_engine
 from .decode import Asked, Decoder
@@ -39,6 +40,7 @@ class Prepared(NamedTuple):
     outputs: list[str]       # prediction, and scores
     types: dict[str, str]    # datatypes of the outputs, the id first
     encode: Callable[[list[tuple[Any, ...]]], bytes] # the answers to a plain request
+    keep: Keeper | None      # what the log hashes or omits
 
 def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None: answer the general way
     "Prepare for a version, if its engine is ready"
@@ -47,7 +49,7 @@ def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None:
     try: decoder = Decoder(version.schema, dep.strict)
     except KeyError: return None
     types = {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}}
-    return Prepared(version, engine, decoder, insert_sql(dep), version.outputs.names, types, _encoder(dep, version, list(types)))
+    return Prepared(version, engine, decoder, insert_sql(dep), version.outputs.names, types, _encoder(dep, version, list(types)), keeper(dep))
 
 def _encoder(dep: Deployment, version: ModelVersion, names: list[str]) -> Callable[[list[tuple[Any, ...]]], bytes]:
     "What makes the reply to a plain request"
@@ -72,10 +74,16 @@ def rows_to_log(p: Prepared, batch: list[Asked], said: list[tuple[Any, ...]], no
         ids, outputs = asked.ids or made[at:at + n], said[at:at + n]
         rows = asked.rows if not p.engine.encoder.narrow else [_narrowed(r, p.engine.encoder.narrow) for r in asked.rows]
         times, units = asked.times or [now] * n, asked.units or [None] * n
+        if p.keep is not None: rows, units = _hidden(p.keep, rows, units)
         out += [(i, t, now, number, u, "http", *row, *o) for i, t, u, row, o in zip(ids, times, units, rows, outputs, strict=True)]
         answers.append([(i, *o) for i, o in zip(ids, outputs, strict=True)])
         at += n
     return out, answers
+
+def _hidden(keep: Keeper, rows: list[tuple[Any, ...]], units: list[Any]) -> tuple[list[tuple[Any, ...]], list[Any]]:
+    "Rows and units as a log keeps them that hashes or omits some"
+    way = keep.unit
+    return [tuple(v if k is None else k(v) for k, v in zip(keep.cells, r, strict=True)) for r in rows], units if way is None else [way(u) for u in units]
 
 def _narrowed(row: tuple[Any, ...], places: list[int]) -> tuple[Any, ...]:
     "A row with numbers as single precision has them, where training had that"
@@ -132,6 +140,7 @@ class Lane:
     alone: bool = True                   # is it the only deployment that can be reached, whatever else there is?
     ready: Prepared | None = None
     tried: int = -1                      # key of the version that was last prepared
+    archived: bool = False               # are there predictions in files?
     queue: list[Waiting] = field(default_factory=list)
     busy: bool = False                   # is a batch in the thread?
 
@@ -140,6 +149,7 @@ class Lane:
 def current(lane: Lane, journal: Journal | ServerJournal, unnamed: bool = False, ask: bool = False) -> Prepared | None: # unnamed: was no deployment named? ask: even if that takes a while
     "What answers now"
     now = (journal.ask if ask else journal.state)(lane.dep.id)
+    lane.archived = now.archived
     if unnamed and not lane.alone and now.deployments != 1: return None
     if now.rollout: lane.tried, lane.ready = -1, None
     elif now.champion != lane.tried:
@@ -153,9 +163,9 @@ def work(lane: Lane, journal: Journal | ServerJournal, batch: list[Waiting]) -> 
     "Answer a batch, if the version that it was read for answers still"
     try:
         p = current(lane, journal, ask=True)
-        able = [w.asked for w in batch if w.read_for is p]
-        said = iter(answer_batch(p, journal, able) if p is not None and able else [])
-        return [next(said) if w.read_for is p and p is not None else None for w in batch]
+        able = [p is not None and w.read_for is p and not (w.asked.ids and lane.archived) for w in batch]  # the general way looks for given ids in files
+        said = iter(answer_batch(p, journal, [w.asked for w, a in zip(batch, able, strict=True) if a]) if p is not None and any(able) else [])
+        return [next(said) if a else None for a in able]
     except Exception:  # the general way answers, or says what is wrong
         log.exception("a batch of %d requests to %s goes the general way", len(batch), lane.dep.name)
         return [None] * len(batch)

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from ..core import clock
 from ..core.errors import NotFound, ParameterError
 from ..core.events import said_values, sql_columns
+from ..core.privacy import kept_units
 from ..core.registry import Deployment, version_by_id
 from . import runtime
 
@@ -55,7 +56,7 @@ def max_age(fresh: Any) -> int | None: # microseconds; raises ParameterError
 def _keep(dep: Deployment, table: sa.Table, key: str, said: pd.DataFrame, version: int, now: int, fresh: int | None) -> None:
     "Put a batch of answers into the table, replacing older ones"
     n, names = len(said), list(table.c.keys())
-    rows = zip(said[key].astype(str).tolist(), said["id"].tolist(), [version] * n, [now] * n, [fresh] * n, *said_values(dep, said, n), strict=True)
+    rows = zip(kept_units(dep, said[key].astype(str).tolist()), said["id"].tolist(), [version] * n, [now] * n, [fresh] * n, *said_values(dep, said, n), strict=True)
     made: Any = _insert(dep)(table)
     made = made.on_conflict_do_update(index_elements=["key"], set_={k: made.excluded[k] for k in names[1:]})
     with dep.ws.store.write() as c: c.execute(made, [dict(zip(names, r, strict=True)) for r in rows])
@@ -118,7 +119,7 @@ def _run(engine: sa.Engine, query: Query, key: str) -> Any:
 
 def find(dep: Deployment, key: str) -> tuple[Any, ...] | None: # id of the champion, and the row of the table; None: there is none
     "The row of a key"
-    engine = dep.ws.store.engine
+    engine, (key,) = dep.ws.store.engine, kept_units(dep, [key])
     try: row = _run(engine, _query(engine, f"lookup_{dep.id}", dep.id), key)
     except engine.dialect.loaded_dbapi.Error as e:
         if "no such table" not in str(e) and "does not exist" not in str(e): raise

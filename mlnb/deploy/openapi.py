@@ -81,6 +81,7 @@ PLAIN: dict[str, Json] = {
     "labels_response": {"type": "object", "additionalProperties": WHOLE},
     "outcomes": _reports("outcomes", "unit", unit=either(TEXT, WHOLE), at=either(TEXT, _NULL)),
     "outcomes_response": {"type": "object", "additionalProperties": WHOLE},
+    "row": RECORD,
     "lookup_response": {"type": "object", "additionalProperties": CELL},
     "health_response": thing("status mlnb deployments", status=TEXT, mlnb=TEXT, deployments=many(thing("name model version task", name=TEXT, model=TEXT, version=WHOLE, task=TEXT))),
     "root_response": thing("mlnb deployments documentation", mlnb=TEXT, deployments=many(TEXT), documentation=TEXT)}
@@ -89,7 +90,7 @@ SCHEMAS: dict[str, Json] = PROTOCOL | PLAIN
 # %% ../../nbs/deploy/openapi.ipynb #bed0df25
 MEANING: dict[int, str] = {400: "The request is wrong in itself, for example no JSON", 401: "The token of the server is missing or wrong", 403: "The request comes from a page of another origin",
            404: "There is no such model, version or path", 408: "The body did not arrive in time", 413: "The body is too large", 415: "The body is said to be something else than JSON",
-           422: "The data does not fit the schema of the model", 500: "The model or the server failed; the log says more", 503: "The server cannot answer now; try again"}
+           422: "The data does not fit the schema of the model", 500: "The model or the server failed; the log says more", 503: "The server cannot answer now; try again", 504: "There was no answer in time"}
 
 # %% ../../nbs/deploy/openapi.ipynb #28336268
 def content(schema: Json, *more: str) -> Json: # media type -> schema
@@ -104,7 +105,7 @@ def route(gives: str,              # name of the message
           ) -> Json:               # arguments for FastAPI's decorators
     "The description of a route"
     more = ("application/octet-stream",) if bytes_too else ()
-    failures = [400, 401, 403, 404, *([408, 413, 415, 422] if takes else []), 500, 503]
+    failures = [400, 401, 403, 404, *([408, 413, 415, 422] if takes else []), 500, 503, 504]
     responses = {200: {"description": "The answer", "content": content(ref(gives), *more)}} | {c: {"description": MEANING[c], "content": content(ref("error"))} for c in failures}
     extra: Json = {"requestBody": {"required": True, "content": content(ref(takes), *more)}} if takes else {}
     header = {"name": binary.HEADER, "in": "header", "required": False, "schema": WHOLE | {"minimum": 0}, "description": "Bytes of JSON at the start of the body; the tensors that have a `binary_data_size` stand behind it"}
@@ -129,7 +130,7 @@ def examples(dep: Deployment) -> dict[str, Json]: # name of the message -> a mes
     version = dep.champion
     row = {c.name: example(c) for c in version.schema.columns}
     inputs = [t | {"shape": [1], "data": [row[t["name"]]]} for t in protocol.tensors(version.schema)]
-    return {"inference_request": {"id": "42", "inputs": inputs}, "prediction_request": {"records": [row]},
+    return {"inference_request": {"id": "42", "inputs": inputs}, "prediction_request": {"records": [row]}, "row": row,
             "labels": {"labels": [{"id": "the id of a prediction", "y": example(version.outputs["prediction"]), "at": _SOME["datetime"]}]},
             "outcomes": {"outcomes": [{"unit": "customer 42", "revenue": 9.5, "at": _SOME["datetime"]}]}}
 

@@ -37,10 +37,11 @@ from ..core.journal import checkpoint
 from ..core.outcomes import record_outcomes
 from ..core.registry import Deployment, Workspace
 from ..core.store import Store
-from . import batch, binary, openapi, protocol
+from . import binary, openapi, protocol
 from .certificate import engine
 from .guard import Busy, Caught, Guard, NotJson, TimedOut, TooLarge, TooSlow, check_token, cross_origin, failure, reply, tokens
 from .hot import Front
+from .lookup import lookup
 
 log = logging.getLogger("mlnb.serve")
 
@@ -265,7 +266,12 @@ def add_plain(api: FastAPI, site: Site) -> None:
 
     for path in ("/lookup/{key}", "/lookup/{deployment}/{key:path}"):
         @api.get(path, tags=["plain JSON"], **openapi.route("lookup_response"))
-        async def lookup(key: str, deployment: str | None = None) -> Response: return await site.run(lambda: batch.lookup(site.find(deployment), key))
+        async def look_up(key: str, deployment: str | None = None) -> Response: return await site.run(lambda: lookup(site.find(deployment), key))
+
+        @api.post(path, tags=["plain JSON"], **openapi.route("lookup_response", "row"))
+        async def look_up_or_answer(request: Request, key: str, deployment: str | None = None) -> Response:
+            row = await body_of(request)
+            return await site.run(lambda: lookup(site.find(deployment), key, row))
 
 # %% ../../nbs/deploy/serve.ipynb #a3a4b316
 class Application(FastAPI):
