@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder
 from mlnb.core import events, registry
 from mlnb.core.errors import MlnbError, ParameterError
 from mlnb.core.registry import Deployment, Workspace
-from mlnb.deploy import batch, processes
+from mlnb.deploy import processes
 from mlnb.deploy import serve as serving
 from mlnb.rollout import routing
 
@@ -141,7 +141,7 @@ def test_predict_feedback_and_lookup(site: Any, tmp_path: Path) -> None:
     assert site.client.post("/feedback", labels) == (200, {"received": 3, "matched": 2, "unknown": 1, "repeated": 1, "changed": 1})
     assert site.client.post("/feedback/late", {"id": ids[1], "y": "late"})[1]["matched"] == 1
     assert site.client.get("/lookup/UA%201")[0] == 404
-    assert batch.precompute(site.dep, pd.DataFrame([GOOD]).assign(flight="UA 1/2"), key="flight", progress=False) == 1
+    assert site.dep.precompute(pd.DataFrame([GOOD]).assign(flight="UA 1/2"), key="flight", progress=False) == 1
     status, found = site.client.get("/lookup/late/UA%201%2F2")
     assert status == 200 and found["key"] == "UA 1/2" and found["version"] == 1 and found["prediction"] in ("late", "on time") and "computed_at" in found
     assert site.client.post("/feedback", {"id": found["id"], "y": "late"})[1]["matched"] == 1

@@ -26,7 +26,6 @@ from . import workers as crew
 from .ids import check_ids
 from .ledger import Ledger, Report, accept, all_problems, check_same, discard, kept_parts
 from .logged import drop_marks, log_part, make_marks, marks, take_out
-from .lookup import lookup, precompute  # noqa: F401  they lived here once
 from .parts import Feed, feed_of, frame_of, to_plain
 from .sinks import Target, check_target, publish, read_answers, target_of
 from .task import Keys, Task, check_keys, load_task, sink_schema

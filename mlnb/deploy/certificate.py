@@ -383,6 +383,7 @@ class Engine:
         "The predictions that follow from answers"
         return self.label_array[labels_at(y, len(self.classes))] if self.classes else y[:, 0]
 
+# %% ../../nbs/deploy/certificate.ipynb #bd0f4429
 def engine(version: ModelVersion) -> Engine:
     "Who answers for a version"
     known: dict[int, Engine] = version.ws.engines

@@ -36,7 +36,6 @@ from ..core.events import feedback
 from ..core.journal import checkpoint
 from ..core.outcomes import record_outcomes
 from ..core.registry import Deployment, Workspace
-from ..core.store import Store
 from . import binary, openapi, protocol
 from .certificate import engine
 from .guard import Busy, Caught, Guard, NotJson, TimedOut, TooLarge, TooSlow, check_token, cross_origin, failure, reply, tokens
@@ -47,7 +46,7 @@ log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
 __all__ = ['log', 'LIMIT', 'PATIENCE', 'RUNNING', 'reply_tensors', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of',
-           'Site', 'predicted', 'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol',
+           'Site', 'aside', 'predicted', 'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol',
            'add_plain', 'Application', 'app', 'is_local', 'listen', 'Keeper', 'Server', 'serve', 'stop_all']
 
 # %% ../../nbs/deploy/serve.ipynb #10d8d530
@@ -128,7 +127,6 @@ class Site:
     front: Front | None = None
 
     def deployments(self) -> list[Deployment]: return [self.only] if self.only else registry.deployments(self.ws)
-
     def find(self, name: str | None = None) -> Deployment:
         "The deployment of that name, or the only one"
         if name is not None and name in self.known: return self.known[name]
@@ -138,26 +136,28 @@ class Site:
         self.known.update(found)
         return found[name] if name is not None else next(iter(found.values()))
 
-    async def aside(self, work: Callable[..., Any], *args: Any) -> Any: # raises what the work raises, Busy or TimedOut
-        "Run some work in a thread"
-        if self.waiting >= self.most: raise Busy(f"{self.waiting:,} requests wait to be answered, which is all that this server takes; ask again in a second")
-        self.waiting += 1
-        running = asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
-        running.add_done_callback(self._done)  # a thread that hangs goes on counting
-        try: return await asyncio.wait_for(asyncio.shield(running), self.patience)
-        except TimeoutError as e:
-            if running.done(): raise
-            raise TimedOut(f"there was no answer within {self.patience:g} seconds; it may still be logged") from e
-
-    def _done(self, running: asyncio.Future[Any]) -> None:
-        "Count a thread that ended, and whose failure perhaps nobody waits for any more"
-        self.waiting -= 1
-        if not running.cancelled(): running.exception()
-
+    async def aside(self, work: Callable[..., Any], *args: Any) -> Any: return await aside(self, work, *args)
     async def run(self, work: Callable[..., Any], *args: Any, to: Callable[[Any], Response] = reply) -> Response:
         "The answer of some work, or of its failure"
         try: return to(await self.aside(work, *args))
         except (MlnbError, DBAPIError) as e: return failure(e)
+
+# %% ../../nbs/deploy/serve.ipynb #53337af1
+async def aside(site: Site, work: Callable[..., Any], *args: Any) -> Any: # raises what the work raises, Busy or TimedOut
+    "Run some work in a thread"
+    if site.waiting >= site.most: raise Busy(f"{site.waiting:,} requests wait to be answered, which is all that this server takes; ask again in a second")
+    site.waiting += 1
+    running = asyncio.get_running_loop().run_in_executor(site.pool, work, *args)
+    running.add_done_callback(partial(_done, site))  # a thread that hangs goes on counting
+    try: return await asyncio.wait_for(asyncio.shield(running), site.patience)
+    except TimeoutError as e:
+        if running.done(): raise
+        raise TimedOut(f"there was no answer within {site.patience:g} seconds; it may still be logged") from e
+
+def _done(site: Site, running: asyncio.Future[Any]) -> None:
+    "Count a thread that ended, and whose failure perhaps nobody waits for any more"
+    site.waiting -= 1
+    if not running.cancelled(): running.exception()
 
 # %% ../../nbs/deploy/serve.ipynb #c1c9ba14
 def predicted(dep: Deployment, content: Any) -> dict[str, Any]: # deployment, version (a list if several answered), predictions
@@ -356,7 +356,7 @@ def _configured(application: Any, tls: tuple[Path, Path] | None) -> uvicorn.Conf
 @dataclass
 class Keeper:
     "Writes checkpoints beside a server"
-    store: Store
+    store: Any
     every: float = .5 # seconds
     stopped: threading.Event = field(default_factory=threading.Event)
 
