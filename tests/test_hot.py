@@ -302,6 +302,24 @@ def test_https(tmp_path: Path) -> None:
     assert done.returncode == 2 and "are no certificate and its key in PEM files" in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
+def test_answers_of_a_key_come_from_the_table_or_in_real_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dep = make(tmp_path / "work", 2)
+    dep.precompute(frame(50).assign(flight=[f"UA {i}/x" for i in range(50)]), key="flight", fresh="1h", progress=False)
+    with serving.serve(dep.ws) as server:
+        call = Caller(server.url)
+        found = call("/lookup/late/UA%207/x")[1]
+        assert found["key"] == "UA 7/x" and found["fresh"] and found["source"] == "precomputed" and found["age_seconds"] < 3600 and found["version"] == 1
+        assert call("/lookup/late/nobody")[0] == 404 and call("/lookup/nowhere/UA%207/x")[0] == 404
+        live = call("/lookup/late/nobody", records()[0])[1]
+        assert live["source"] == "real time" and "no precomputed answer" in live["why"] and live["id"] in set(events.predictions(dep)["id"])
+        dep.promote(dep.ws.version("late", 2), "it is newer")
+        stale = call("/lookup/late/UA%207/x")[1]
+        assert not stale["fresh"] and "version 2 is champion now" in stale["why"]
+        assert call("/lookup/late/UA%207/x", records()[0])[1]["version"] == 2 and call("/lookup/late/UA%207/x", {"wind": 1})[0] == 422 and call("/lookup/late/UA%207/x", [])[0] == 400
+        only_the_fast_path(server, monkeypatch)
+        assert call("/lookup/late/UA%208/x")[1]["key"] == "UA 8/x"
+
+
 def test_several_deployments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dep = make(tmp_path / "work")
     with serving.serve(dep.ws) as server:

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..core import clock, registry
-from ..core.errors import MlnbError
+from ..core.errors import MlnbError, NotFound
 from ..core.journal import BUSY, CLASH, Journal, ServerJournal, insert_sql, journals
 from ..core.privacy import Keeper, keeper
 from ..core.registry import Deployment, ModelVersion
 from .certificate import Engine, ready_engine
 from .decode import Asked, Decoder
+from .lookup import lookup
 from .protocol import datatype
 
 log = logging.getLogger("mlnb.hot")
@@ -28,7 +29,8 @@ log = logging.getLogger("mlnb.hot")
 # %% auto #0
 __all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
            'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
-           'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'Front']
+           'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'looked_up', 'deliver_to', 'found',
+           'Front']
 
 # %% ../../nbs/deploy/hot.ipynb #888c65f9
 class Prepared(NamedTuple):
@@ -251,7 +253,24 @@ def route(path: str) -> tuple[str | None, bool] | None: # deployment (None: not 
     else: return None
     return (name, tensors) if name and "/" not in name else None
 
-# %% ../../nbs/deploy/hot.ipynb #d823a796
+# %% ../../nbs/deploy/hot.ipynb #9af69a1e
+def looked_up(path: str) -> tuple[str | None, str] | None: # deployment (None: not named), key; None: not for us
+    "Which answer a path names"
+    if not path.startswith("/lookup/"): return None
+    name, _, key = path[8:].partition("/")
+    return ((name, key) if key else (None, name)) if name else None
+
+async def deliver_to(send: Any, out: bytes) -> None:
+    "Send JSON"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(out))]})
+    await send({"type": "http.response.body", "body": out})
+
+def found(lane: Lane, key: str) -> bytes | None: # None: the general way says what is wrong
+    "The answer that was computed for a key"
+    try: return msgspec.json.encode(lookup(lane.dep, key))
+    except NotFound: return None
+
+# %% ../../nbs/deploy/hot.ipynb #9e164591
 @dataclass
 class Front:
     "The layer that answers usual requests, and passes on the others"
@@ -264,6 +283,7 @@ class Front:
     loop: Any = None                            # the event loop whose lanes they are
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET" and await self.from_table(scope, send): return
         way = route(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         lane = await self.lane(way[0]) if way is not None and is_usual(scope["headers"]) else None
         p = None if lane is None or way is None else lane.ready if lane.ready is not None and (way[0] is not None or lane.alone) else current(lane, lane.journal, way[0] is None)
@@ -273,8 +293,16 @@ class Front:
         said = None if asked is None or not p.types.keys() >= set(asked.outputs or ()) else await ask(lane, p, asked)
         if asked is None or said is None: return await self.app(scope, again(messages, receive), send)
         out = (tensor_reply if way[1] else plain_reply)(lane.dep, p, asked, said)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(out))]})
-        await send({"type": "http.response.body", "body": out})
+        await deliver_to(send, out)
+
+    async def from_table(self, scope: Scope, send: Any) -> bool: # was it answered?
+        "Answer with what was computed beforehand"
+        wanted = looked_up(scope["path"])
+        lane = await self.lane(wanted[0]) if wanted is not None else None
+        if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.dep.id).deployments != 1): return False
+        out = found(lane, wanted[1])
+        if out is not None: await deliver_to(send, out)
+        return out is not None
 
     async def lane(self, name: str | None) -> Lane | None: # None: there is none, or it belongs to another loop
         "The lane of a deployment"
@@ -282,10 +310,10 @@ class Front:
         if self.loop is None: self.loop = loop
         if self.loop is not loop: return None
         if name not in self.names:
-            try: found = await self.run(self.find, name)
+            try: dep = await self.run(self.find, name)
             except MlnbError: return None
-            if found.ws.store.read_only: return None
-            self.names[name] = self.lanes.get(found.id) or self.lanes.setdefault(found.id, Lane(found, self.run, *journals(found.ws.store), self.only))
+            if dep.ws.store.read_only: return None
+            self.names[name] = self.lanes.get(dep.id) or self.lanes.setdefault(dep.id, Lane(dep, self.run, *journals(dep.ws.store), self.only))
         return listening(self.names[name])
 
     def close(self) -> None:
