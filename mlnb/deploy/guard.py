@@ -122,7 +122,8 @@ OPEN = ("/v2/health/live", "/v2/health/ready")  # what probes may ask without a 
 
 def refusal(path: str, given_headers: list[tuple[bytes, bytes]], token: Tokens | None, origins: tuple[str, ...] = ()) -> Response | None: # None: come in
     "Why a request is not let in"
-    headers = {k: v for k, v in given_headers if k in (b"origin", b"host", b"authorization")}
+    if token is None and b"origin" not in [k for k, _ in given_headers]: return None
+    headers = dict(given_headers)
     if token is None:
         origin, host = headers.get(b"origin", b""), headers.get(b"host", b"")
         if origin and origin.split(b"://")[-1] != host and origin.decode("latin-1") not in origins: return reply({"error": "requests from pages of other origins are refused; start the server with a token"}, 403)
@@ -143,12 +144,13 @@ async def caught(app: Any, scope: Any, receive: Any, send: Any) -> None:
         await send(message)
     try: await app(scope, receive, watched)
     except Exception as e:
+        scope["mlnb.begun"] = started
         if started: raise
         await failure(e)(scope, receive, send)
 
 @dataclass
 class Caught:
-    "A layer inside of an application's own, which would answer in plain text"
+    "A layer that lets nothing through but answers"
     app: Any
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None: await caught(self.app, scope, receive, send)
@@ -167,7 +169,10 @@ class Guard:
         if refused := refusal(scope["path"], scope["headers"], self.token, self.origins): return await refused(scope, receive, send)
         if self.under_way >= self.most and scope["path"] not in OPEN: return await failure(Busy(f"{self.under_way:,} requests are under way, which is all that this server takes; ask again in a second"))(scope, receive, send)
         self.under_way += 1
-        try: await caught(self.app, scope, receive, send)
+        try: await self.app(scope, receive, send)
+        except Exception as e:  # of the fast path itself, or of an answer that has begun
+            if scope.get("mlnb.begun"): raise
+            await failure(e)(scope, receive, send)
         finally: self.under_way -= 1
 
 # %% ../../nbs/deploy/guard.ipynb #d187c65d

@@ -30,7 +30,7 @@ log = logging.getLogger("mlnb.hot")
 __all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
            'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
            'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'looked_up', 'deliver_to', 'found',
-           'Front']
+           'Front', 'lane_of', 'together', 'tabled']
 
 # %% ../../nbs/deploy/hot.ipynb #888c65f9
 class Prepared(NamedTuple):
@@ -270,7 +270,7 @@ def found(lane: Lane, key: str) -> bytes | None: # None: the general way says wh
     try: return msgspec.json.encode(lookup(lane.dep, key))
     except NotFound: return None
 
-# %% ../../nbs/deploy/hot.ipynb #9e164591
+# %% ../../nbs/deploy/hot.ipynb #68bb93d4
 @dataclass
 class Front:
     "The layer that answers usual requests, and passes on the others"
@@ -283,40 +283,45 @@ class Front:
     loop: Any = None                            # the event loop whose lanes they are
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] == "GET" and await self.from_table(scope, send): return
-        way = route(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        lane = await self.lane(way[0]) if way is not None and is_usual(scope["headers"]) else None
-        p = None if lane is None or way is None else lane.ready if lane.ready is not None and (way[0] is not None or lane.alone) else current(lane, lane.journal, way[0] is None)
-        if lane is None or way is None or p is None: return await self.app(scope, receive, send)
-        body, messages = await whole(receive)
-        asked = p.decoder.tensors(body) if way[1] else p.decoder.records(body)
-        said = None if asked is None or not p.types.keys() >= set(asked.outputs or ()) else await ask(lane, p, asked)
-        if asked is None or said is None: return await self.app(scope, again(messages, receive), send)
-        out = (tensor_reply if way[1] else plain_reply)(lane.dep, p, asked, said)
-        await deliver_to(send, out)
-
-    async def from_table(self, scope: Scope, send: Any) -> bool: # was it answered?
-        "Answer with what was computed beforehand"
-        wanted = looked_up(scope["path"])
-        lane = await self.lane(wanted[0]) if wanted is not None else None
-        if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.dep.id).deployments != 1): return False
-        out = found(lane, wanted[1])
-        if out is not None: await deliver_to(send, out)
-        return out is not None
-
-    async def lane(self, name: str | None) -> Lane | None: # None: there is none, or it belongs to another loop
-        "The lane of a deployment"
-        loop = asyncio.get_running_loop()
-        if self.loop is None: self.loop = loop
-        if self.loop is not loop: return None
-        if name not in self.names:
-            try: dep = await self.run(self.find, name)
-            except MlnbError: return None
-            if dep.ws.store.read_only: return None
-            self.names[name] = self.lanes.get(dep.id) or self.lanes.setdefault(dep.id, Lane(dep, self.run, *journals(dep.ws.store), self.only))
-        return listening(self.names[name])
+        if scope["type"] == "http" and await (tabled(self, scope, send) if scope["method"] == "GET" else together(self, scope, receive, send)): return
+        await self.app(scope, scope.pop("mlnb.again", receive), send)
 
     def close(self) -> None:
         "Give the connections back"
         for lane in self.lanes.values(): lane.close()
         self.lanes.clear(); self.names.clear()
+
+async def lane_of(front: Front, name: str | None) -> Lane | None: # None: the general way looks for it
+    "The lane of a deployment"
+    loop = asyncio.get_running_loop()
+    if front.loop is None: front.loop = loop
+    if front.loop is not loop: return None
+    if name not in front.names:
+        try: dep = await front.run(front.find, name)
+        except MlnbError: return None
+        if dep.ws.store.read_only: return None
+        front.names[name] = front.lanes.get(dep.id) or front.lanes.setdefault(dep.id, Lane(dep, front.run, *journals(dep.ws.store), front.only))
+    return listening(front.names[name])
+
+# %% ../../nbs/deploy/hot.ipynb #5af389d8
+async def together(front: Front, scope: Scope, receive: Any, send: Any) -> bool: # was it answered? if not, what was read stands in scope["mlnb.again"]
+    "Answer with others"
+    way = route(scope["path"]) if scope["method"] == "POST" else None
+    lane = await lane_of(front, way[0]) if way is not None and is_usual(scope["headers"]) else None
+    if lane is None or way is None: return False
+    p = lane.ready if lane.ready is not None and (way[0] is not None or lane.alone) else current(lane, lane.journal, way[0] is None)
+    if p is None: return False
+    body, messages = await whole(receive)
+    asked = p.decoder.tensors(body) if way[1] else p.decoder.records(body)
+    said = None if asked is None or not p.types.keys() >= set(asked.outputs or ()) else await ask(lane, p, asked)
+    if asked is None or said is None: scope["mlnb.again"] = again(messages, receive)
+    else: await deliver_to(send, (tensor_reply if way[1] else plain_reply)(lane.dep, p, asked, said))
+    return said is not None
+
+async def tabled(front: Front, scope: Scope, send: Any) -> bool: # was it answered?
+    "Answer with what was computed beforehand"
+    wanted = looked_up(scope["path"])
+    lane = await lane_of(front, wanted[0]) if wanted is not None else None
+    if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.dep.id).deployments != 1): return False
+    if (out := found(lane, wanted[1])) is not None: await deliver_to(send, out)
+    return out is not None

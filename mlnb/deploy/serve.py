@@ -17,7 +17,6 @@ import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..core import about, clock, registry
 from ..core.errors import MlnbError, NotFound, ParameterError, WorkspaceError
@@ -47,7 +47,7 @@ log = logging.getLogger("mlnb.serve")
 # %% auto #0
 __all__ = ['log', 'LIMIT', 'PATIENCE', 'RUNNING', 'reply_tensors', 'parse', 'check_type', 'bytes_of', 'body_of', 'records_of',
            'Site', 'aside', 'predicted', 'timed', 'labels', 'came_of', 'health', 'all_ready', 'ready', 'add_protocol',
-           'add_plain', 'Application', 'app', 'is_local', 'listen', 'Keeper', 'Server', 'serve', 'stop_all']
+           'add_plain', 'Application', 'app', 'is_local', 'listen', 'Together', 'Keeper', 'Server', 'serve', 'stop_all']
 
 # %% ../../nbs/deploy/serve.ipynb #10d8d530
 def reply_tensors(answer: dict[str, Any]) -> Response: # outputs that have bytes as data leave as bytes
@@ -303,7 +303,7 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     @api.get("/", tags=["health"], **openapi.route("root_response"))
     async def root() -> Response: return reply({"mlnb": about.version, "deployments": [d.name for d in site.deployments()], "documentation": "/docs"})
     api.add_middleware(Caught)
-    site.front = Front(api.inner, site.find, site.aside, site.only is not None)
+    site.front = Front(Caught(api.inner), site.find, site.aside, site.only is not None)
     api.outer = cross_origin(Guard(site.front, allowed, cors), cors, allowed)
     routes = api.openapi
     api.openapi = lambda: openapi.complete(routes(), site.deployments())  # type: ignore[method-assign]
@@ -343,11 +343,35 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.up.set()
 
-# %% ../../nbs/deploy/serve.ipynb #6aaf9622
+# %% ../../nbs/deploy/serve.ipynb #6773179a
+class Together:
+    "A connection whose writes of one turn leave together"
+    def __init__(self, connection: Any, loop: asyncio.AbstractEventLoop):
+        self.connection, self.loop, self.parts = connection, loop, list[bytes]()
+
+    def write(self, data: bytes) -> None:
+        if not self.parts: self.loop.call_soon(self.flush)
+        self.parts.append(data)
+
+    def flush(self) -> None:
+        if self.parts: self.connection.write(b"".join(self.parts))
+        self.parts = []
+
+    def close(self) -> None:
+        self.flush()
+        self.connection.close()
+
+    def __getattr__(self, name: str) -> Any: return getattr(self.connection, name)
+
+class _Protocol(HttpToolsProtocol):
+    "HTTP, with fewer calls to the system"
+    def connection_made(self, transport: Any) -> None: super().connection_made(Together(transport, self.loop))  # type: ignore[arg-type]
+
+# %% ../../nbs/deploy/serve.ipynb #03aae505
 def _configured(application: Any, tls: tuple[Path, Path] | None) -> uvicorn.Config: # raises ParameterError
     "How to serve"
     files: dict[str, Any] = {} if tls is None else {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])}
-    config = uvicorn.Config(application, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, date_header=False, timeout_graceful_shutdown=10, **files)
+    config = uvicorn.Config(application, http=_Protocol, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, date_header=False, proxy_headers=False, timeout_graceful_shutdown=10, **files)
     try: config.load()
     except (OSError, ssl.SSLError) as e: raise ParameterError(f"tls={tuple(map(str, tls or ()))}: these are no certificate and its key in PEM files ({getattr(e, 'strerror', None) or e})") from e
     return config
@@ -415,7 +439,8 @@ def serve(where: Workspace | Deployment,  # all deployments of a workspace, or o
           ) -> Server:                    # it is ready; raises ParameterError if it must not or cannot listen
     "Serve from a thread beside this one"
     application = app(where, token, cors)
-    with suppress(WorkspaceError): all_ready(application.state.site)  # load the champions now, not in the first request
+    try: all_ready(application.state.site)  # load the champions now, not in the first request
+    except WorkspaceError: pass  # the probe says so, and callers hear why
     begin = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:"
     if port and (old := RUNNING.get(f"{begin}{port}")): old.stop()
     core = _Uvicorn(_configured(application, tls))
