@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from .lazy import VERBS, resolve
 
 # %% auto #0
 __all__ = ['DOMAINS', 'parsed', 'check_file', 'inference', 'Inputs', 'read_inputs', 'feeds', 'read_output', 'distribution',
-           'OnnxModel']
+           'Fitted', 'known', 'OnnxModel']
 
 # %% ../../nbs/core/onnx_model.ipynb #c03da51f
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"} # operators that are compiled into ONNX Runtime
@@ -169,9 +169,81 @@ def _read(model: bytes | str | os.PathLike[str]) -> bytes:
     try: return Path(model).read_bytes()
     except OSError as e: raise ArtefactError(f"the ONNX file {str(model)!r} cannot be read: {e.strerror}") from e
 
+def _ends(self: OnnxModel, run: Any) -> tuple[Inputs, str]: # raises ArtefactError with all that is wrong
+    "The inputs and the output of a model, which fit its parameters"
+    given = None if self.classes is None else list(self.classes)
+    inputs, wrong = read_inputs(run, self.shape)
+    name, more = read_output(run, self.output, len(given or ()))
+    if given is not None and (len(given) < 2 or len({str(c) for c in given}) < len(given)): wrong.append(f"classes={given!r}: give two or more, each once")
+    if wrong + more: raise ArtefactError("this ONNX model is refused: " + "; and ".join(wrong + more))
+    return inputs, name
+
+def _started(data: bytes) -> Any: # raises ArtefactError
+    "A session, or what ONNX Runtime has against the file"
+    try: return inference(data)
+    except Exception as e:  # ONNX Runtime raises a class of its own for each of its states
+        raise ArtefactError(f"ONNX Runtime cannot load this model: {str(e).splitlines()[0]}") from e
+
+# %% ../../nbs/core/onnx_model.ipynb #c04c1827
+def _computed(self: OnnxModel, X: Any) -> np.ndarray: # shape (n, classes) or (n, 1)
+    "What a model says, NaN in rows without a valid answer"
+    k = len(self.classes) if self.classes is not None else 0
+    if not len(X): return np.empty((0, k or 1))
+    tensors, odd = feeds(self.inputs_, X, self.levels or {})
+    y = np.asarray(self._session.run([self.output_], tensors)[0], float).reshape(len(X), -1)
+    if y.shape[1] not in ({1, 2} if k == 2 else {k or 1}): raise ArtefactError(f"output {self.output_!r} gives {y.shape[1]} numbers for a row, not {k or 1}")
+    y = distribution(y, k, self.logits) if k else np.where(np.isfinite(y), y, np.nan)
+    return np.where(odd[:, None], np.nan, y)
+
+def _valid(self: OnnxModel, X: Any) -> np.ndarray: # raises ParameterError
+    "Answers, all of them valid"
+    y = self.answers(X)
+    if n := int(np.isnan(y).any(axis=1).sum()):
+        hint = "finite probabilities" + ("" if self.logits else "; if the model gives logits, say logits=True") if self.classes is not None else "a finite number"
+        raise ParameterError(f"for {n:,} of {len(y):,} rows this ONNX model does not answer with {hint}; are there missing values, or others that its inputs do not hold?")
+    return y
+
 def _has_classes(self: OnnxModel) -> bool: return self.classes is not None
 
-class OnnxModel(BaseEstimator):  # type: ignore[misc]
+# %% ../../nbs/core/onnx_model.ipynb #ceac5bfc
+class Fitted(BaseEstimator):  # type: ignore[misc]
+    "An estimator that was trained elsewhere"
+    classes: Sequence[Any] | None
+
+    @property
+    def _estimator_type(self) -> str: return "regressor" if self.classes is None else "classifier"
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = self._estimator_type
+        return tags
+    def __sklearn_is_fitted__(self) -> bool: return True
+    def fit(self, X: Any, y: Any = None) -> Fitted: # noqa: ARG002  raises ParameterError, always
+        "Refused: it was trained elsewhere"
+        raise ParameterError("an ONNX model is not trained here: train it where it was made, and register the new file")
+    def __repr__(self, *_: Any) -> str: return f"{type(self).__name__}({self._estimator_type})"
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]: return {"text/plain": repr(self)}
+    def __getstate__(self) -> dict[str, Any]: return {k: v for k, v in super().__getstate__().items() if k != "_session"}
+
+# %% ../../nbs/core/onnx_model.ipynb #1a09169a
+def _written(self: OnnxModel) -> bytes:
+    "One ONNX file with all that is known of the model"
+    m = parsed(self.data_)
+    for i in reversed([i for i, p in enumerate(m.metadata_props) if p.key == "mlnb"]): del m.metadata_props[i]
+    known = {"classes": None if self.classes is None else self.classes_.tolist(), "shape": None if self.shape is None else list(map(int, self.shape)), "logits": self.logits, "output": self.output,
+             "levels": None if self.levels is None else {k: list(v) for k, v in self.levels.items()}, "info": None if self.info is None else dict(self.info)}
+    m.metadata_props.add(key="mlnb", value=json.dumps(known))
+    return bytes(m.SerializeToString(deterministic=True))
+
+def known(data: bytes) -> dict[str, Any]: # raises ArtefactError
+    "The parameters that `to_bytes` wrote into a file"
+    kept = [p.value for p in parsed(data).metadata_props if p.key == "mlnb"]
+    try: found = json.loads(kept[-1])
+    except (IndexError, ValueError) as e: raise ArtefactError("this ONNX file does not say what its outputs are; make an OnnxModel of it, and register that") from e
+    if not isinstance(found, dict) or set(found) != {"classes", "shape", "logits", "output", "levels", "info"}: raise ArtefactError("what this ONNX file says of itself is damaged")
+    return found
+
+# %% ../../nbs/core/onnx_model.ipynb #1f073c1d
+class OnnxModel(Fitted):
     "An ONNX file as a fitted estimator"
     def __init__(self, model: bytes | str | os.PathLike[str], # the file, or its path
                  classes: Sequence[Any] | None = None,       # what its outputs mean, in order; None: it predicts a number
@@ -181,85 +253,27 @@ class OnnxModel(BaseEstimator):  # type: ignore[misc]
                  levels: Mapping[str, Sequence[Any]] | None = None, # columns that it takes as positions in these lists, NaN if in none
                  info: Mapping[str, Any] | None = None):     # where it came from; kept with the version
         self.model, self.classes, self.shape, self.logits, self.output, self.levels, self.info = model, classes, shape, logits, output, levels, info
-        self.data_ = _read(model)
-        check_file(self.data_)
-        labels = None if classes is None else [str(c) for c in classes]
-        wrong = [] if labels is None or (len(labels) > 1 and len(set(labels)) == len(labels)) else [f"classes={list(classes or [])!r}: give two or more, each once"]
-        self.inputs_, more = read_inputs(self._session, shape)
-        self.output_, last = read_output(self._session, output, len(labels or ()))
-        if wrong := wrong + more + last: raise ArtefactError("this ONNX model is refused: " + "; and ".join(wrong))
+        check_file(data := _read(model))
+        self.data_ = data
+        self.inputs_, self.output_ = _ends(self, self._session)
 
     @cached_property
-    def _session(self) -> Any:
-        try: return inference(self.data_)
-        except Exception as e:  # ONNX Runtime raises a class of its own for each of its states
-            raise ArtefactError(f"ONNX Runtime cannot load this model: {str(e).splitlines()[0]}") from e
-
+    def _session(self) -> Any: return _started(self.data_)
     @property
     def classes_(self) -> np.ndarray: # raises AttributeError if it predicts a number
         if self.classes is None: raise AttributeError("this ONNX model has no classes")
         return np.array(list(self.classes))
-    @property
-    def _estimator_type(self) -> str: return "regressor" if self.classes is None else "classifier"
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.estimator_type = self._estimator_type
-        return tags
-    def __sklearn_is_fitted__(self) -> bool: return True
-    def __repr__(self, *_: Any) -> str: return f"OnnxModel({len(self.data_):,} bytes, {self._estimator_type})"
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]: return {"text/plain": repr(self)}
-    def __getstate__(self) -> dict[str, Any]: return {k: v for k, v in super().__getstate__().items() if k != "_session"}
 
-    def fit(self, X: Any, y: Any = None) -> OnnxModel:  # noqa: ARG002
-        "Refused: it was trained elsewhere"
-        raise ParameterError("an ONNX model is not trained here: train it where it was made, and register the new file")
-
-    def answers(self, X: Any, # a frame, or a matrix of shape (n, columns)
-                ) -> np.ndarray: # shape (n, classes) or (n, 1); NaN in rows that have no valid answer
-        "What the model says, nothing raised for single rows"
-        k = len(self.classes) if self.classes is not None else 0
-        if not len(X): return np.empty((0, k or 1))
-        tensors, odd = feeds(self.inputs_, X, self.levels or {})
-        y = np.asarray(self._session.run([self.output_], tensors)[0], float).reshape(len(X), -1)
-        if y.shape[1] not in ({1, 2} if k == 2 else {k or 1}): raise ArtefactError(f"output {self.output_!r} gives {y.shape[1]} numbers for a row, not {k or 1}")
-        y = distribution(y, k, self.logits) if k else np.where(np.isfinite(y), y, np.nan)
-        return np.where(odd[:, None], np.nan, y)
-
-    def _valid(self, X: Any) -> np.ndarray: # raises ParameterError
-        "Answers, all of them valid"
-        y = self.answers(X)
-        if n := int(np.isnan(y).any(axis=1).sum()):
-            hint = "finite probabilities" + ("" if self.logits else "; if the model gives logits, say logits=True") if self.classes is not None else "a finite number"
-            raise ParameterError(f"for {n:,} of {len(y):,} rows this ONNX model does not answer with {hint}; are there missing values, or others that its inputs do not hold?")
-        return y
-
+    def answers(self, X: Any) -> np.ndarray: return _computed(self, X) # a frame or a matrix (n, columns) -> (n, classes) or (n, 1), NaN in rows without a valid answer
     @available_if(_has_classes)
-    def predict_proba(self, X: Any) -> np.ndarray: return self._valid(X) # shape (n, classes)
+    def predict_proba(self, X: Any) -> np.ndarray: return _valid(self, X) # shape (n, classes)
     def predict(self, X: Any) -> np.ndarray: # shape (n,): labels or numbers
-        y = self._valid(X)
+        y = _valid(self, X)
         return y[:, 0] if self.classes is None else self.classes_[y.argmax(axis=1)]
 
-    def to_bytes(self) -> bytes:
-        "One ONNX file with all that is known of the model"
-        m = parsed(self.data_)
-        for i in reversed([i for i, p in enumerate(m.metadata_props) if p.key == "mlnb"]): del m.metadata_props[i]
-        known = {"classes": None if self.classes is None else self.classes_.tolist(), "shape": None if self.shape is None else list(self.shape), "logits": self.logits, "output": self.output,
-                 "levels": None if self.levels is None else {k: list(v) for k, v in self.levels.items()}, "info": None if self.info is None else dict(self.info)}
-        m.metadata_props.add(key="mlnb", value=json.dumps(known))
-        return bytes(m.SerializeToString(deterministic=True))
-
+    def to_bytes(self) -> bytes: return _written(self) # the file, with its parameters
     @classmethod
-    def from_bytes(cls, data: bytes) -> OnnxModel: # raises ArtefactError
-        "What `to_bytes` wrote"
-        kept = [p.value for p in parsed(data).metadata_props if p.key == "mlnb"]
-        try: return cls(data, **json.loads(kept[-1]))
-        except (IndexError, TypeError, ValueError) as e: raise ArtefactError(f"this ONNX file does not say what its outputs are: {e}") from e
-
+    def from_bytes(cls, data: bytes) -> OnnxModel: return cls(data, **known(data)) # what `to_bytes` wrote; raises ArtefactError
     @staticmethod
-    def from_booster(model: Any,             # a fitted XGBoost or LightGBM model
-                     X: Any,                 # rows on which both are compared
-                     classes: Sequence[Any] | None = None, # of a plain Booster that classifies; by default 0, 1, ...
-                     ) -> OnnxModel:         # raises MlnbError if it cannot be converted, or says something else
-        "A boosted model as ONNX; see deploy.boosters"
-        made: OnnxModel = resolve(VERBS["OnnxModel"]["from_booster"])(model, X, classes)
-        return made
+    def from_booster(model: Any, X: Any, classes: Sequence[Any] | None = None) -> OnnxModel: # a model of XGBoost or LightGBM, and rows to compare on; see deploy.boosters
+        return resolve(VERBS["OnnxModel"]["from_booster"])(model, X, classes)  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@
 # %% ../../nbs/deploy/compiled.ipynb #78627af2
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ def _asked(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: _answers(model.predict_proba(x) if hasattr(model, "predict_proba") else model.predict(x))
 
 # %% ../../nbs/deploy/compiled.ipynb #386d4b6e
-def _levels_of(g: Graph, m: Matrix, schema: Schema, levels: dict[str, list[Any]]) -> Matrix:
+def _levels_of(g: Graph, m: Matrix, schema: Schema, levels: Mapping[str, Sequence[Any]]) -> Matrix:
     "Columns of levels as their positions in the lists of a model"
     for name, known in levels.items():
         i, at = schema.names.index(name), {v: float(k) for k, v in enumerate(known)}
@@ -139,7 +139,7 @@ def _levels_of(g: Graph, m: Matrix, schema: Schema, levels: dict[str, list[Any]]
 def as_given(model: OnnxModel, schema: Schema) -> Candidate: # raises Uncompiled if it takes text
     "A model that is ONNX already"
     g, m = Graph(), matrix_of(schema)
-    m = numbers(g, _levels_of(g, m, schema, dict(model.levels or {})))
+    m = numbers(g, _levels_of(g, m, schema, model.levels or {}))
     if len(model.inputs_.names) > 1: m = take(g, m, [schema.names.index(n) for n in model.inputs_.names])
     if "O" in model.inputs_.dtypes: raise Uncompiled("an ONNX model that takes text")
     return Candidate("onnx", () if m.name == "x" else (model_bytes(g, len(schema), m.name),), len(schema), g.refused, model=model)
