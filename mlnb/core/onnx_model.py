@@ -83,6 +83,7 @@ def _shape_of(name: str, dims: list[Any], shape: Sequence[int] | None, alone: bo
     if all(isinstance(d, int) for d in rest): return tuple(rest), ""
     return None, "" if len(rest) == 1 else f"input {name!r} has shape {dims}; say which one a row has, as shape=(...)"
 
+# %% ../../nbs/core/onnx_model.ipynb #db7612c1
 def read_inputs(run: Any, shape: Sequence[int] | None) -> tuple[Inputs, list[str]]: # and what is wrong
     "The inputs of a session"
     given = run.get_inputs()

@@ -47,6 +47,7 @@ def _xgboost(model: Any) -> Booster: # raises Uncompiled
     if "cats" in held: held["cats"] = {"enc": [], "feature_segments": [], "sorted_idx": []} # names of levels, which treelite does not read
     return Booster(treelite.frontend.from_xgboost_json(json.dumps(document)), True, objective, None)
 
+# %% ../../nbs/deploy/boosters.ipynb #c690e0a1
 def _lightgbm(model: Any) -> Booster: # raises Uncompiled
     "A model of LightGBM"
     treelite, b = need("treelite", "boosters"), getattr(model, "booster_", model)
@@ -56,6 +57,7 @@ def _lightgbm(model: Any) -> Booster: # raises Uncompiled
     objective = next((line.removeprefix("objective=") for line in text.splitlines() if line.startswith("objective=")), "a function of its own")
     return Booster(treelite.frontend.from_lightgbm(b), False, objective, b.pandas_categorical)
 
+# %% ../../nbs/deploy/boosters.ipynb #2712fa33
 def read(model: Any) -> Booster: # raises Uncompiled
     "A model of XGBoost or LightGBM"
     kind = type(model).__module__.split(".")[0]
@@ -156,6 +158,7 @@ def _classes(model: Any, b: Booster, classes: Sequence[Any] | None) -> list[Any]
     if hasattr(model, "fit") or int(_header(b, "task_type")) == 1: return None
     return list(classes) if classes is not None else list(range(max(2, int(_header(b, "num_class")))))
 
+# %% ../../nbs/deploy/boosters.ipynb #3b2480b5
 def _levels(frame: Any, b: Booster) -> dict[str, list[Any]]: # raises Uncompiled
     "The levels of the columns of categories"
     coded = {str(n): c.cat.categories.tolist() for n, c in frame.items() if hasattr(c, "cat")}
@@ -163,6 +166,7 @@ def _levels(frame: Any, b: Booster) -> dict[str, list[Any]]: # raises Uncompiled
     if len(b.levels) != len(coded): raise Uncompiled(f"it was trained with {len(b.levels)} columns of dtype category, and X has {len(coded)}")
     return dict(zip(coded, b.levels, strict=True))
 
+# %% ../../nbs/deploy/boosters.ipynb #b0ed9262
 def from_booster(model: Any,             # a fitted model of XGBoost or LightGBM
                  X: Any,                 # rows on which both are compared: a frame, columns as the model was trained on
                  classes: Sequence[Any] | None = None, # of a plain Booster that classifies
