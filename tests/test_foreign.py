@@ -27,7 +27,7 @@ from mlnb.deploy import serve as serving
 from mlnb.deploy.boosters import SINGLE
 from mlnb.deploy.graph import Uncompiled
 
-F, I = TensorProto.FLOAT, TensorProto.INT64
+F, INT = TensorProto.FLOAT, TensorProto.INT64
 Shapes = dict[str, tuple[int, list[Any]]]
 
 
@@ -190,7 +190,7 @@ CLASSES = {"classes": ["a", "b", "c"], "logits": True}
     (linear(), CLASSES | {"output": "z"}, "output='z'"),
     (linear(), {}, "give classes="),
     (linear(columns="c") + b"", CLASSES | {"shape": (2, 2)}, "does not fit"),
-    (file([helper.make_node("Cast", ["x"], ["y"], to=I)], {"x": (F, ["n", 3])}, {"y": (I, ["n", 3])}).SerializeToString(), CLASSES, "floating-point"),
+    (file([helper.make_node("Cast", ["x"], ["y"], to=INT)], {"x": (F, ["n", 3])}, {"y": (INT, ["n", 3])}).SerializeToString(), CLASSES, "floating-point"),
     (file([helper.make_node("Cast", ["x"], ["y"], to=F)], {"x": (TensorProto.COMPLEX64, ["n", 3])}, {"y": (F, ["n", 3])}).SerializeToString(), CLASSES, "cannot load|complex"),
     (file([helper.make_node("Identity", ["x"], ["y"])], {"x": (F, ["n", "c", 8, 8])}, {"y": (F, ["n", "c", 8, 8])}).SerializeToString(), CLASSES, "say which one a row has"),
 ])

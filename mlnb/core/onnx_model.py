@@ -105,7 +105,7 @@ def _numbers(X: Any, levels: Mapping[str, Sequence[Any]]) -> np.ndarray: # doubl
     "A frame or a matrix as numbers; a column of levels as their positions, NaN for any other"
     import pandas as pd
     if isinstance(X, pd.DataFrame) and levels:
-        X = X.assign(**{k: np.where((c := pd.Categorical(X[k], categories=list(v)).codes) < 0, np.nan, c) for k, v in levels.items()})
+        X = X.assign(**{k: np.where((c := pd.Index(list(v), dtype=object).get_indexer(pd.Index(X[k].astype(object), dtype=object))) < 0, np.nan, c) for k, v in levels.items()})
     try: return np.asarray(X.to_numpy(float, na_value=np.nan) if isinstance(X, pd.DataFrame) else X, float)
     except (TypeError, ValueError) as e: raise ParameterError(f"this ONNX model takes numbers: {e}") from e
 
