@@ -16,6 +16,7 @@ __all__ = []
 if TYPE_CHECKING:
     from mlnb.core.datasets import flights
     from mlnb.core.errors import MlnbError, SchemaError
+    from mlnb.core.onnx_model import OnnxModel
     from mlnb.core.profile import Profile
     from mlnb.core.registry import Decision, Deployment, ModelVersion, Workspace, open  # noqa: A004
     from mlnb.core.schema import Schema
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # %% ../nbs/api.ipynb #4df8d159
 _NAMES = {
     "open": "mlnb.core.registry:open", "Workspace": "mlnb.core.registry:Workspace", "Deployment": "mlnb.core.registry:Deployment",
-    "ModelVersion": "mlnb.core.registry:ModelVersion", "Decision": "mlnb.core.registry:Decision",
+    "ModelVersion": "mlnb.core.registry:ModelVersion", "Decision": "mlnb.core.registry:Decision", "OnnxModel": "mlnb.core.onnx_model:OnnxModel",
     "Schema": "mlnb.core.schema:Schema", "Profile": "mlnb.core.profile:Profile", "profile": "mlnb.core.summary:profile",
     "drift": "mlnb.monitor.drift:drift", "drift_over_time": "mlnb.monitor.timeline:drift_over_time",
     "multivariate_drift": "mlnb.monitor.multivariate:multivariate_drift", "drift_segments": "mlnb.monitor.segments:drift_segments",
@@ -71,6 +72,7 @@ bind("Deployment",
 
 # %% ../nbs/api.ipynb #248bafae
 bind("ModelVersion", certificate="mlnb.deploy.certificate:certificate")
+bind("OnnxModel", from_booster="mlnb.deploy.boosters:from_booster")
 
 # %% ../nbs/api.ipynb #10bd88f3
 bind("Rollout",

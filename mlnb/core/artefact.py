@@ -107,22 +107,26 @@ def check_trees(model: Any, # a loaded estimator; raises ArtefactError if one of
 
 # %% ../../nbs/core/artefact.ipynb #208db6f5
 def dumps(model: Any,  # a fitted scikit-learn compatible estimator
-          ) -> bytes:  # a skops file; raises ArtefactError if it could not be loaded again
+          ) -> bytes:  # a skops file, or ONNX; raises ArtefactError if it could not be loaded again
     "A model as bytes"
     import skops.io
+    from mlnb.core.onnx_model import OnnxModel
+    if isinstance(model, OnnxModel): return model.to_bytes()
     try: data = skops.io.dumps(model)
     except Exception as e:  # noqa: BLE001  skops raises whatever a __reduce__ raises
         raise ArtefactError(f"{type(model).__name__} cannot be written as a skops file: {e}") from e
     if bad := untrusted(data):
         raise ArtefactError(f"{type(model).__name__} holds {', '.join(bad)}, which may not be loaded again: a model must consist of known types. "
-                            "Replace own functions and classes by scikit-learn's, or export the model to ONNX")
+                            "Replace own functions and classes by scikit-learn's, or export the model to ONNX and register an OnnxModel")
     return data
 
 # %% ../../nbs/core/artefact.ipynb #5f41d205
-def loads(data: bytes,  # a skops file
+def loads(data: bytes,  # a skops file, or ONNX
           ) -> Any:     # the estimator; raises ArtefactError before anything is built from a file with a foreign type
     "A model from bytes"
     import skops.io
+    from mlnb.core.onnx_model import OnnxModel
+    if data[:1] == b"\x08": return OnnxModel.from_bytes(data)
     if bad := untrusted(data):
         raise ArtefactError(f"this skops file wants to build {', '.join(bad)}, which is not on mlnb's list of trusted types; nothing of it was executed")
     return check_trees(skops.io.loads(data, trusted=list(TRUSTED)))

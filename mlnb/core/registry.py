@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Task', 'RESERVED', 'Workspace', 'open', 'label_text', 'task_of', 'outputs_of', 'check_name', 'Kept', 'ModelVersion',
-           'load_model', 'training_data', 'version_by_id', 'models', 'versions', 'version', 'register', 'Deployment',
-           'deployments', 'deployment', 'holder', 'deploy', 'Decision', 'check_columns', 'active_rollout',
+           'load_model', 'training_data', 'version_by_id', 'models', 'versions', 'version', 'portable', 'register',
+           'Deployment', 'deployments', 'deployment', 'holder', 'deploy', 'Decision', 'check_columns', 'active_rollout',
            'apply_decision', 'promote', 'rollback', 'history', 'decisions']
 
 # %% ../../nbs/core/registry.ipynb #6d8cd821
@@ -152,14 +152,14 @@ def _describe(model: Any, X: Any, schema: Schema | None, times: np.ndarray | Non
     table, order = frame[[n for n in schema.names if n not in schema.private]].assign(**{str(c): said[c].to_numpy() for c in said}), _in_time(times)
     seen = profile(table if order is None else table.iloc[order])
     return {"frame": frame, "schema": schema, "task": task, "classes": classes, "data": data, "argmax": argmax,
-            "outputs": Schema.capture(said), "profile": seen, "estimator": type(model).__name__}
+            "outputs": Schema.capture(said), "profile": seen, "estimator": type(model).__name__, "origin": getattr(model, "info", None) or {}}
 
 # %% ../../nbs/core/registry.ipynb #d0069955
 def _documents(d: dict[str, Any], metrics: dict[str, Any] | None, info: dict[str, Any] | None) -> dict[str, str]:
     "The documents of a version as they are kept"
     origin = {"argmax": d["argmax"], "estimator": d["estimator"], "rows": len(d["frame"]), "made_with": about.versions()}
     return {"schema": dumps(d["schema"].to_dict()), "outputs": dumps(d["outputs"].to_dict()), "classes": dumps(d["classes"]),
-            "profile": d["profile"].to_json(), "metrics": dumps(metrics or {}), "info": dumps({**(info or {}), **origin})}
+            "profile": d["profile"].to_json(), "metrics": dumps(metrics or {}), "info": dumps({**d["origin"], **(info or {}), **origin})}
 
 # %% ../../nbs/core/registry.ipynb #85f8da7e
 def _kept(frame: pd.DataFrame, y: Any, times: np.ndarray | None) -> bytes: # times in microseconds
@@ -298,10 +298,17 @@ def _may_keep(schema: Schema, keep_data: bool | None) -> bool: # raises Paramete
     if keep_data and schema.private: raise ParameterError(f"keep_data=True would keep {', '.join(schema.private)}, which the log hashes or omits; leave it out")
     return not schema.private if keep_data is None else keep_data
 
-# %% ../../nbs/core/registry.ipynb #6fc5dee3
+# %% ../../nbs/core/registry.ipynb #abdbba0b
+def portable(model: Any, frame: pd.DataFrame) -> Any: # a model that can be kept; raises MlnbError if it has no such form
+    "A model of XGBoost or LightGBM as ONNX, and any other as it is"
+    if type(model).__module__.split(".")[0] not in ("xgboost", "lightgbm"): return model
+    from mlnb.core.onnx_model import OnnxModel
+    return OnnxModel.from_booster(model, frame)
+
+# %% ../../nbs/core/registry.ipynb #e571f09d
 def register(ws: Workspace,
              name: str,                      # the model's name; made on first use
-             model: Any,                     # a fitted scikit-learn compatible estimator
+             model: Any,                     # a fitted scikit-learn compatible estimator, an OnnxModel, or a model of XGBoost or LightGBM
              X: Any,                         # reference rows: a frame of the features, as the model was trained on
              y: Any = None,                  # their labels, shape (n,)
              *,
@@ -318,7 +325,7 @@ def register(ws: Workspace,
     check_name("model", name)
     _same_length(frame := as_frame(X), y=y, time=time)
     times = None if time is None else clock.micros_array(time, "time")
-    d = _describe(model, frame, schema, times, private)
+    d = _describe(portable(model, frame), frame, schema, times, private)
     sha, kept = st.put(ws.store, d["data"]), st.put(ws.store, _kept(d["frame"], y, times)) if _may_keep(d["schema"], keep_data) else None
     now = clock.now()
     values = {"created": now, "at": now if at is None else clock.micros(at, "at"), "task": d["task"], "artefact": sha, "data": kept,

@@ -5,22 +5,23 @@
 # %% ../../nbs/deploy/compiled.ipynb #78627af2
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.onnx_model import OnnxModel
 from ..core.schema import Schema
 from . import trees as forests
-from .graph import Graph, Matrix, Uncompiled, matrix_of, model_bytes, numbers, session, step
+from .graph import Graph, Matrix, Uncompiled, mapped, matrix_of, model_bytes, numbers, session, step, take
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Answered', 'final', 'parted', 'Candidate', 'as_onnx', 'as_skl2onnx', 'as_arrays', 'Encoder', 'answered']
+__all__ = ['Answered', 'final', 'parted', 'Candidate', 'as_given', 'as_onnx', 'as_skl2onnx', 'as_arrays', 'Encoder', 'answered']
 
 # %% ../../nbs/deploy/compiled.ipynb #fe3f9037
 def _product(g: Graph, name: str, weights: Any, intercept: Any) -> str:
@@ -124,9 +125,26 @@ def _answers(said: Any) -> np.ndarray:
 
 def _asked(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     "An estimator as a function of a matrix"
+    if isinstance(model, OnnxModel): return lambda x: _answers(model.answers(x))
     return lambda x: _answers(model.predict_proba(x) if hasattr(model, "predict_proba") else model.predict(x))
 
 # %% ../../nbs/deploy/compiled.ipynb #386d4b6e
+def _levels_of(g: Graph, m: Matrix, schema: Schema, levels: Mapping[str, Sequence[Any]]) -> Matrix:
+    "Columns of levels as their positions in the lists of a model"
+    for name, known in levels.items():
+        i, at = schema.names.index(name), {v: float(k) for k, v in enumerate(known)}
+        m = mapped(g, m, i, [*(at.get(v, np.nan) for v in m.levels[i] or ()), np.nan, np.nan])
+    return m
+
+def as_given(model: OnnxModel, schema: Schema) -> Candidate: # raises Uncompiled if it takes text
+    "A model that is ONNX already"
+    g, m = Graph(), matrix_of(schema)
+    m = numbers(g, _levels_of(g, m, schema, model.levels or {}))
+    if len(model.inputs_.names) > 1: m = take(g, m, [schema.names.index(n) for n in model.inputs_.names])
+    if "O" in model.inputs_.dtypes: raise Uncompiled("an ONNX model that takes text")
+    return Candidate("onnx", () if m.name == "x" else (model_bytes(g, len(schema), m.name),), len(schema), g.refused, model=model)
+
+# %% ../../nbs/deploy/compiled.ipynb #9f7d811f
 def _before(model: Any, schema: Schema) -> tuple[Graph, Matrix, Any]: # raises Uncompiled
     "A graph of the steps before a model, and the model"
     steps, last = parted(model)
@@ -136,6 +154,7 @@ def _before(model: Any, schema: Schema) -> tuple[Graph, Matrix, Any]: # raises U
 
 def as_onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "The whole model in double precision"
+    if isinstance(model, OnnxModel): return as_given(model, schema)
     g, m, last = _before(model, schema)
     said = final(g, m, last)
     turning = forests.turning_points(*said.trees) if said.trees else {}
@@ -164,6 +183,7 @@ def as_skl2onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
 # %% ../../nbs/deploy/compiled.ipynb #4e3936ab
 def as_arrays(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "Our graph before, and the model itself"
+    if isinstance(model, OnnxModel): return as_given(model, schema)
     g, m, last = _before(model, schema)
     if getattr(last, "_preprocessor", None) is not None: raise Uncompiled(f"{type(last).__name__} encodes categories itself, and wants frames")
     m = numbers(g, m)

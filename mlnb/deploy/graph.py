@@ -16,7 +16,7 @@ from ..core.schema import Schema
 
 # %% auto #0
 __all__ = ['Step', 'Uncompiled', 'Graph', 'model_bytes', 'session', 'Origin', 'Matrix', 'matrix_of', 'places', 'take', 'numbers',
-           'step']
+           'mapped', 'step']
 
 # %% ../../nbs/deploy/graph.ipynb #5b629942
 class Uncompiled(MlnbError):
@@ -57,11 +57,8 @@ def model_bytes(g: Graph, columns: int,  # of the input, called x: doubles of sh
 # %% ../../nbs/deploy/graph.ipynb #54305e91
 def session(model: bytes) -> Any: # raises MlnbError, if this runtime cannot load it
     "What runs a graph, in one thread"
-    import onnxruntime as ort
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try: return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    from mlnb.core.onnx_model import inference
+    try: return inference(model)
     except Exception as e:  # ONNX Runtime raises a class of its own for each of its states
         raise Uncompiled(f"ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from e
 
@@ -107,10 +104,10 @@ def numbers(g: Graph, m: Matrix) -> Matrix: # raises Uncompiled if a level is te
     for i, levels in enumerate(m.levels):
         if levels is None: continue
         if not all(isinstance(v, (int, float)) for v in levels): raise Uncompiled(f"a category with levels such as {levels[0]!r} is used as a number")
-        m = _mapped(g, m, i, [*map(float, levels), np.nan, np.nan])
+        m = mapped(g, m, i, [*map(float, levels), np.nan, np.nan])
     return m
 
-def _mapped(g: Graph, m: Matrix, i: int, table: Sequence[float]) -> Matrix:
+def mapped(g: Graph, m: Matrix, i: int, table: Sequence[float]) -> Matrix:
     "The feature `i` looked up in a table"
     code = g.add("Cast", take(g, m, [i]).name, to=7)
     value = g.add("Gather", g.constant(table), code, axis=0)
@@ -205,7 +202,7 @@ def _ordinal(g: Graph, m: Matrix, s: Any) -> Matrix:
         table = [float(p) if p is not None else unknown for p in at]
         blank = at[len(levels)]
         if blank is not None and cats[blank] is not None: table[len(levels)] = float(s.encoded_missing_value)  # None is a level like others, NaN is not
-        m = _mapped(g, m, i, table)
+        m = mapped(g, m, i, table)
     return replace(m, origins=(None,) * len(m.origins), names=None)
 
 # %% ../../nbs/deploy/graph.ipynb #e67cfbf3
