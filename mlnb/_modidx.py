@@ -754,6 +754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.deploy.batch.log_all': ('deploy/batch.html#log_all', 'mlnb/deploy/batch.py'),
                                    'mlnb.deploy.batch.one_time': ('deploy/batch.html#one_time', 'mlnb/deploy/batch.py'),
                                    'mlnb.deploy.batch.open_job': ('deploy/batch.html#open_job', 'mlnb/deploy/batch.py'),
+                                   'mlnb.deploy.batch.rows_per_second': ('deploy/batch.html#rows_per_second', 'mlnb/deploy/batch.py'),
                                    'mlnb.deploy.batch.run_job': ('deploy/batch.html#run_job', 'mlnb/deploy/batch.py'),
                                    'mlnb.deploy.batch.score': ('deploy/batch.html#score', 'mlnb/deploy/batch.py')},
             'mlnb.deploy.binary': { 'mlnb.deploy.binary._size': ('deploy/binary.html#_size', 'mlnb/deploy/binary.py'),
