@@ -23,6 +23,7 @@ from ..core.errors import ParameterError, Problem, SchemaError
 from ..core.registry import Deployment, ModelVersion
 from ..core.result import html_table
 from . import workers as crew
+from .certificate import certificate
 from .ids import check_ids
 from .ledger import Ledger, Report, accept, all_problems, check_same, discard, kept_parts
 from .logged import drop_marks, log_part, make_marks, marks, take_out
@@ -31,9 +32,9 @@ from .sinks import Target, check_target, publish, read_answers, target_of
 from .task import Keys, Task, check_keys, load_task, sink_schema
 
 # %% auto #0
-__all__ = ['PER_PART', 'MANY', 'Engine', 'Place', 'Options', 'check_options', 'one_time', 'check_header', 'Job', 'open_job',
-           'bar', 'cores', 'engine_of', 'answer_all', 'check_reports', 'log_all', 'BatchResult', 'into_sink', 'finish',
-           'run_job', 'score']
+__all__ = ['PER_PART', 'WORTH', 'Engine', 'Place', 'Options', 'check_options', 'one_time', 'check_header', 'Job', 'open_job',
+           'bar', 'cores', 'rows_per_second', 'engine_of', 'answer_all', 'check_reports', 'log_all', 'BatchResult',
+           'into_sink', 'finish', 'run_job', 'score']
 
 # %% ../../nbs/deploy/batch.ipynb #9983e152
 @dataclass(frozen=True)
@@ -128,18 +129,25 @@ def bar(what: str, rows: int, show: bool, done: int = 0) -> Any: # call .update(
         return tqdm(total=rows, initial=done, desc=what, unit=" rows", unit_scale=True, disable=not show, mininterval=.5)
 
 # %% ../../nbs/deploy/batch.ipynb #afe5f192
-MANY = 500_000 # rows from which on processes are worth their start
+WORTH = 4. # seconds of CPU that each process should have to do, since it takes 1.3 to start
 Engine = Callable[..., Iterator[Report]]
 
 def cores() -> int:
     "How many cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def engine_of(parts: int, rows: int, workers: int | None, engine: str | None, client: Any) -> tuple[Engine, int]: # parts, rows: to be answered; the function and the number of workers
+def rows_per_second(version: ModelVersion) -> float: # of CPU
+    "How fast many rows are answered, as the certificate measured"
+    c = certificate(version)
+    return next(v.bulk for v in c.verdicts_ if v.name == c.many)
+
+def engine_of(parts: int, rows: int, workers: int | None, engine: str | None, client: Any, # parts, rows: to be answered
+              speed: Callable[[], float]) -> tuple[Engine, int]: # speed: rows per second of CPU, asked for if need be; the function and the number of workers
     "Who answers the parts"
-    size = min(workers or cores(), max(parts, 1))
-    if engine == "dask" or client is not None: return partial(crew.on_dask, size=size, client=client), size
-    return (crew.here, 1) if size == 1 or workers is None and rows < MANY else (partial(crew.processes, size=size), size)
+    if engine == "dask" or client is not None: return partial(crew.on_dask, size=(size := min(workers or cores(), max(parts, 1))), client=client), size
+    most = workers or (cores() if cores() == 1 else max(1, min(cores(), int(rows / speed() / WORTH))))
+    size = min(most, max(parts, 1))
+    return (crew.here, 1) if size == 1 else (partial(crew.processes, size=size), size)
 
 # %% ../../nbs/deploy/batch.ipynb #f515773c
 def answer_all(job: Job, workers: int | None, engine: str | None, client: Any) -> list[Report]: # of all parts, in order
@@ -149,7 +157,7 @@ def answer_all(job: Job, workers: int | None, engine: str | None, client: Any) -
     ticks = job.ticks("scoring", task.feed.rows, sum(r.rows for r in done.values()))
     try:
         rows = sum(p.rows for n in left for p in task.feed.parts[n])
-        run, _ = engine_of(len(left), rows, workers, engine, client)
+        run, _ = engine_of(len(left), rows, workers, engine, client, lambda: rows_per_second(task.version))
         for report in run(task, left, ticks.update, lambda: any(r.problems for r in done.values())) if left else (): done[report.number] = accept(job.ledger, report)
     finally: ticks.close()
     return [done[n] for n in sorted(done)]
@@ -259,7 +267,7 @@ def score(dep: Deployment,
           batch_rows: int = 65_536,   # rows in memory at a time, for each worker
           log: bool = True,           # keep questions and answers in the log
           progress: bool = True,      # show a bar with rate and time left
-          workers: int | None = None, # processes; by default one for each core, or none if there are few rows
+          workers: int | None = None, # processes; by default one for each core, but none that would have too little to do
           engine: Literal["dask"] | None = None, # "dask": by the workers of a cluster
           client: Any = None,         # of a Dask cluster; by default one of processes of this machine is made and closed
           resume: bool = True,        # go on with an interrupted run; False: begin anew, and take back what it logged
