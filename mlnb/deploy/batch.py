@@ -27,6 +27,7 @@ from .certificate import certificate
 from .ids import check_ids
 from .ledger import Ledger, Report, accept, all_problems, check_same, discard, kept_parts
 from .logged import drop_marks, log_part, make_marks, marks, take_out
+from .native import prepare
 from .parts import Feed, feed_of, frame_of, to_plain
 from .sinks import Target, check_target, publish, read_answers, target_of
 from .task import Keys, Task, check_keys, load_task, sink_schema
@@ -157,6 +158,7 @@ def answer_all(job: Job, workers: int | None, engine: str | None, client: Any) -
     ticks = job.ticks("scoring", task.feed.rows, sum(r.rows for r in done.values()))
     try:
         rows = sum(p.rows for n in left for p in task.feed.parts[n])
+        if engine is None and client is None: prepare(task.version, rows)  # as machine code, if so many rows repay it
         run, _ = engine_of(len(left), rows, workers, engine, client, lambda: rows_per_second(task.version))
         for report in run(task, left, ticks.update, lambda: any(r.problems for r in done.values())) if left else (): done[report.number] = accept(job.ledger, report)
     finally: ticks.close()

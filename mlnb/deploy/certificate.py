@@ -36,8 +36,8 @@ log = logging.getLogger("mlnb.certificate")
 
 # %% auto #0
 __all__ = ['log', 'MOST', 'TOLERANCE', 'MAKERS', 'BULK', 'FEW', 'CHUNK', 'beside', 'probes', 'drawn', 'Verdict', 'labels_at',
-           'compare', 'plain', 'Certificate', 'examine', 'environment', 'certificate', 'Engine', 'engine',
-           'ready_engine']
+           'compare', 'plain', 'Certificate', 'examine', 'environment', 'certificate', 'reference_rows', 'Engine',
+           'engine', 'ready_engine']
 
 # %% ../../nbs/deploy/certificate.ipynb #1efacf29
 MOST = 60 # thresholds of a column to probe
@@ -349,11 +349,11 @@ def certificate(version: ModelVersion,
     except sa.exc.DBAPIError as e:  # a read-only workspace from before there were certificates
         if "certificates" not in str(e.orig): raise
         found = []
-    known[version.id] = made = _read(version, found[0]) if found else examine(version, _rows(version, rows))
+    known[version.id] = made = _read(version, found[0]) if found else examine(version, reference_rows(version, rows))
     if not found and not version.ws.store.read_only: _keep(version, made)
     return made
 
-def _rows(version: ModelVersion, rows: Any) -> pd.DataFrame:
+def reference_rows(version: ModelVersion, rows: Any = None) -> pd.DataFrame:
     "Rows to examine a version with"
     if rows is None: rows = version.training_data()
     return drawn(version.schema) if rows is None or not len(rows) else version.schema.conform(rows[list(version.schema.names)].head(5000))

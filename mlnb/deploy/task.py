@@ -26,6 +26,7 @@ from ..core.schema import Schema
 from ..core.source import even
 from .columnar import columnar_answer
 from .ledger import Report, keep, sha256, temporary
+from .native import adopt
 from .parts import Feed, frame_of, from_plain, read_part
 from .runtime import answer, as_asked
 from .sift import answer_each, key_faults, sift
@@ -97,7 +98,8 @@ def load_task(folder: str | os.PathLike[str], url: str | None = None, dep: Deplo
     "The task of a job; opens its workspace, unless a deployment is given"
     plan = json.loads((Path(folder) / "plan.json").read_text())
     dep = dep or registry.deployment(registry.open(plan["workspace"], read_only=True), plan["deployment"])
-    return Task(Path(folder), dep, registry.version_by_id(dep.ws, plan["version"]), from_plain(plan["feed"], url), Keys(*plan["keys"]), plan["rows"],
+    adopt(version := registry.version_by_id(dep.ws, plan["version"]))
+    return Task(Path(folder), dep, version, from_plain(plan["feed"], url), Keys(*plan["keys"]), plan["rows"],
                 plan["refuse"], plan["log"], plan["form"], plan["start"], plan["when"], plan["secret"], plan["unique"])
 
 # %% ../../nbs/deploy/task.ipynb #a4579930
