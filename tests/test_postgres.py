@@ -93,7 +93,7 @@ def life(ws):
     say["outcomes"] = dep.record_outcomes({"unit": ["u1", "u2"], "revenue": [3.5, np.nan], "at": ["2013-02-01"] * 2}), mlnb.core.outcomes.outcomes(dep)
     say["scored"] = dep.score(X.head(100), ws.path / "scored.parquet", at="when", progress=False).read().drop(columns="id")
     say["precomputed"] = dep.precompute(X.assign(key=range(n)), "key", at="when", log=False, progress=False), dep.precompute(X.head(5).assign(key=range(5)), "key", at="when", log=False, progress=False)
-    say["lookup"] = {k: v for k, v in dep.lookup(7).items() if k not in ("id", "computed_at")}
+    say["lookup"] = {k: v for k, v in dep.lookup(7).items() if k not in ("id", "computed_at", "age_seconds")}
     r = dep.rollout(v2, {"shadow": True, "canary": [.5]}, at="2013-04-01", salt="s")
     def ask(name, day):
         for a in range(0, 60, 20):

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 
+from ..core import store as st
 from ..core.events import log_predictions, tables
 from ..core.registry import Deployment, ModelVersion
 from ..core.schema import as_frame
@@ -22,7 +23,7 @@ from ..core.windows import forget
 __all__ = ['MARKS', 'marks', 'drop_marks', 'make_marks', 'batches', 'log_part', 'take_out']
 
 # %% ../../nbs/deploy/logged.ipynb #0420afb7
-MARKS = sa.Table("batch_marks", sa.MetaData(), sa.Column("job", sa.Text, primary_key=True), sa.Column("part", sa.Integer, primary_key=True), sa.Column("batch", sa.Integer, primary_key=True))
+MARKS = sa.Table("batch_marks", sa.MetaData(), sa.Column("job", st.TEXT, primary_key=True), sa.Column("part", sa.Integer, primary_key=True), sa.Column("batch", sa.Integer, primary_key=True))
 
 def marks(dep: Deployment, job: str) -> set[tuple[int, int]]: # part, batch
     "The batches of a job that are in the log"

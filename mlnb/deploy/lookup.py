@@ -5,8 +5,8 @@
 # %% ../../nbs/deploy/lookup.ipynb #201cd6e1
 from __future__ import annotations
 
+import sqlite3
 import threading
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from ..core import clock
+from ..core import clock, store as st
 from ..core.errors import NotFound, ParameterError
 from ..core.events import said_values, sql_columns
 from ..core.privacy import kept_units
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['lookup_table', 'make_table', 'max_age', 'precompute', 'Query', 'find', 'Kept', 'kept', 'lookup']
+__all__ = ['lookup_table', 'make_table', 'max_age', 'precompute', 'find', 'Kept', 'kept', 'lookup']
 
 # %% ../../nbs/deploy/lookup.ipynb #d2d946a1
 def lookup_table(dep: Deployment) -> sa.Table:
     "The table of a deployment's answers by key"
-    return sa.Table(f"lookup_{dep.id}", sa.MetaData(), sa.Column("key", sa.Text, primary_key=True), sa.Column("id", sa.Text, nullable=False),
+    return sa.Table(f"lookup_{dep.id}", sa.MetaData(), sa.Column("key", st.TEXT, primary_key=True), sa.Column("id", st.TEXT, nullable=False),
                     sa.Column("version", sa.Integer, nullable=False), sa.Column("computed", sa.BigInteger, nullable=False), sa.Column("fresh", sa.BigInteger), *sql_columns("y", dep.outputs.columns))
 
 def make_table(dep: Deployment) -> sa.Table:
@@ -90,39 +90,35 @@ def precompute(dep: Deployment,
     return run_job(dep, source, target_of(folder / f"lookup-{dep.id}.arrow", folder), o, True, progress, workers, None, None, place).rows
 
 # %% ../../nbs/deploy/lookup.ipynb #9f9d656c
-class Query(NamedTuple):
-    "A query in the words of the driver"
-    sql: str
-    positional: bool
-
 @lru_cache(256)
-def _query(engine: sa.Engine, table: str, dep_id: int) -> Query:
-    "The answer of a key, and the champion"
+def _query(table: str, dep_id: int) -> str:
+    "The champion, and the answer of a key"
     champion = f"SELECT version_id FROM roles WHERE deployment_id = {dep_id} AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1"  # noqa: S608  made from a number
-    made: Any = sa.text(f"SELECT ({champion}), l.* FROM {table} AS l WHERE l.key = :key").compile(engine)  # noqa: S608  so is the name of the table
-    return Query(str(made), bool(made.positional))
+    return f"SELECT ({champion}), l.* FROM {table} AS l WHERE l.key = :key"  # noqa: S608  so is the name of the table
 
 _MINE = threading.local() # connections of a thread
 
-def _run(engine: sa.Engine, query: Query, key: str) -> Any:
-    "The row of a key; SQLite gets a connection for each thread, since the way through the pool takes longer than the query"
-    if engine.dialect.name == "sqlite":
-        mine = _MINE.__dict__.setdefault("connections", WeakKeyDictionary())
-        if engine not in mine:
-            fairy = engine.raw_connection()
-            mine[engine] = fairy.driver_connection
-            fairy.detach()
-        return mine[engine].execute(query.sql, (key,)).fetchone()
-    with closing(engine.raw_connection()) as raw, closing(raw.cursor()) as cursor:
-        cursor.execute(query.sql, (key,) if query.positional else {"key": key})
-        return cursor.fetchone()
+def _mine(engine: sa.Engine) -> Any:
+    "A connection to SQLite for this thread, since the way through the pool takes longer than the query"
+    known = _MINE.__dict__.setdefault("connections", WeakKeyDictionary())
+    if engine not in known:
+        fairy = engine.raw_connection()
+        known[engine] = fairy.driver_connection
+        fairy.detach()
+    return known[engine]
 
-def find(dep: Deployment, key: str) -> tuple[Any, ...] | None: # id of the champion, and the row of the table; None: there is none
+def find(dep: Deployment, key: str) -> tuple[Any, ...] | None: # key of the champion, and the row of the table; None: there is none
     "The row of a key"
-    engine, (key,) = dep.ws.store.engine, kept_units(dep, [key])
-    try: row = _run(engine, _query(engine, f"lookup_{dep.id}", dep.id), key)
-    except engine.dialect.loaded_dbapi.Error as e:
-        if "no such table" not in str(e) and "does not exist" not in str(e): raise
+    store, (key,), sql = dep.ws.store, kept_units(dep, [key]), _query(f"lookup_{dep.id}", dep.id)
+    try:
+        if store.engine.dialect.name == "sqlite": row = _mine(store.engine).execute(sql, {"key": key}).fetchone()
+        else:
+            with store.read() as c: row = c.execute(sa.text(sql), {"key": key}).first()
+    except sqlite3.OperationalError as e:
+        if "no such table" not in str(e): raise
+        return None
+    except sa.exc.DBAPIError as e:
+        if not st.no_such_table(e): raise
         return None
     return None if row is None else tuple(row)
 

@@ -28,6 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..core import about, clock, registry
@@ -291,9 +292,9 @@ def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
     site = Site(where.ws, where) if isinstance(where, Deployment) else Site(where)
     api = Application(title="mlnb", version=about.version, description="Predictions that are in the log before you see them")
     async def failed(_: Request, e: Exception) -> Response: return failure(e)
-    async def http(_: Request, e: Any) -> Response:
+    async def http(q: Request, e: Any) -> Response:
         refused = reply({"error": f"{e.detail}; see /docs for what there is"}, e.status_code)
-        refused.headers.update(e.headers or {})  # 405 says what is allowed
+        if e.status_code == 405: refused.headers["Allow"] = ", ".join(sorted({m for r in api.routes if r.matches(q.scope)[0] != Match.NONE for m in getattr(r, "methods", None) or ()}))
         return refused
     async def invalid(_: Request, e: Any) -> Response: return reply({"error": "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors())}, 422)
     for kind, handler in ((MlnbError, failed), (HTTPException, http), (RequestValidationError, invalid)): api.add_exception_handler(kind, handler)
