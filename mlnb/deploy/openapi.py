@@ -81,7 +81,7 @@ PLAIN: dict[str, Json] = {
     "labels_response": {"type": "object", "additionalProperties": WHOLE},
     "outcomes": _reports("outcomes", "unit", unit=either(TEXT, WHOLE), at=either(TEXT, _NULL)),
     "outcomes_response": {"type": "object", "additionalProperties": WHOLE},
-    "row": RECORD,
+    "row": {"type": "object"},
     "lookup_response": {"type": "object", "additionalProperties": CELL},
     "health_response": thing("status mlnb deployments", status=TEXT, mlnb=TEXT, deployments=many(thing("name model version task", name=TEXT, model=TEXT, version=WHOLE, task=TEXT))),
     "root_response": thing("mlnb deployments documentation", mlnb=TEXT, deployments=many(TEXT), documentation=TEXT)}

@@ -31,10 +31,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..core import about, clock, registry
+from ..core import about, clock, journal, registry
 from ..core.errors import MlnbError, NotFound, ParameterError, WorkspaceError
 from ..core.events import feedback
-from ..core.journal import checkpoint
 from ..core.outcomes import record_outcomes
 from ..core.registry import Deployment, Workspace
 from . import binary, openapi, protocol
@@ -391,7 +390,7 @@ class Keeper:
 
     def work(self) -> None:
         while not self.stopped.wait(self.every):
-            try: checkpoint(self.store)
+            try: journal.checkpoint(self.store)
             except (sqlite3.Error, OSError) as e: log.debug("no checkpoint now: %s", e)  # somebody else writes one
 
     def stop(self) -> None: self.stopped.set()
