@@ -27,7 +27,7 @@ from .protocol import datatype
 log = logging.getLogger("mlnb.hot")
 
 # %% auto #0
-__all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
+__all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'PATIENCE', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
            'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
            'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'looked_up', 'deliver_to', 'found',
            'Front', 'lane_of', 'together', 'tabled']
@@ -125,6 +125,7 @@ def tensor_reply(dep: Deployment, p: Prepared, asked: Asked, said: Said) -> byte
 # %% ../../nbs/deploy/hot.ipynb #26d4d9f3
 MOST_ROWS = 4_096 # of a batch
 LONG = 1_000.     # microseconds
+PATIENCE = .001   # seconds that a batch waits for company
 
 class Waiting(NamedTuple):
     "A request in the queue"
@@ -145,6 +146,8 @@ class Lane:
     archived: bool = False               # are there predictions in files?
     queue: list[Waiting] = field(default_factory=list)
     busy: bool = False                   # is a batch in the thread?
+    company: float = 1.                  # requests in a batch, of late
+    timer: Any = None                    # runs while a batch waits for company
 
     def close(self) -> None: self.journal.close(); self.aside.close()
 
@@ -180,7 +183,8 @@ def deliver(batch: list[Waiting], said: list[Said | None]) -> None:
 # %% ../../nbs/deploy/hot.ipynb #dc99b841
 def flush(lane: Lane) -> None:
     "Answer those who wait"
-    batch, rows = [], 0
+    batch, rows, lane.timer = [], 0, None
+    lane.company += (len(lane.queue) - lane.company) / 8
     while lane.queue and rows < MOST_ROWS:
         batch.append(lane.queue.pop(0))
         rows += len(batch[-1].asked.rows)
@@ -206,7 +210,11 @@ async def ask(lane: Lane, p: Prepared, asked: Asked) -> Said | None: # None: ans
     loop = asyncio.get_running_loop()
     mine: asyncio.Future[Said | None] = loop.create_future()
     lane.queue.append(Waiting(asked, p, mine))
-    if len(lane.queue) == 1 and not lane.busy: loop.call_soon(flush, lane)
+    if lane.busy: return await mine
+    if len(lane.queue) == 1: lane.timer = loop.call_later(PATIENCE, flush, lane) if lane.company > 1.5 else loop.call_soon(flush, lane)
+    elif lane.company > 1.5 and lane.timer is not None and len(lane.queue) >= 1.2 * lane.company:
+        lane.timer.cancel()
+        lane.timer = loop.call_soon(flush, lane)
     return await mine
 
 # %% ../../nbs/deploy/hot.ipynb #eb1db327
