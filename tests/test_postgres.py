@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from cluster import PASSWORD, Cluster
@@ -29,6 +31,8 @@ from mlnb.core import postgres, store as st
 from mlnb.core.errors import ArtefactError, MissingExtra, NotFound, ParameterError, WorkspaceError
 from mlnb.core.events import log_predictions, tables
 from mlnb.core.exposures import read_exposed, read_shadowed
+from mlnb.deploy import processes
+from mlnb.deploy.serve import listen
 
 pytestmark = pytest.mark.postgres
 
@@ -439,6 +443,19 @@ def test_looking_changes_nothing_and_needs_no_right_to_write(ws, url, server):
         writing.deployment("d").predict(pd.DataFrame({"x": [1.]}))
     server.sql("DROP OWNED BY reader", database=name)
     server.sql("DROP ROLE reader")
+
+
+def test_processes_of_a_service_and_of_a_batch_open_the_database(ws, tmp_path):
+    dep = small(ws)
+    with listen("127.0.0.1", 0, None) as sock:
+        worker = processes.Worker(dep, processes.Setup(), sock)
+        try:
+            worker.start()
+            assert post(f"http://127.0.0.1:{sock.getsockname()[1]}/predict", {"x": 3.})[0] == 200
+        finally: worker.stop()
+    pq.write_table(pa.table({"x": np.arange(4000.)}), tmp_path / "rows.parquet", row_group_size=1000)
+    done = dep.score(tmp_path / "rows.parquet", tmp_path / "said.parquet", workers=2, batch_rows=100, progress=False)
+    assert done.rows == 4000 and len(dep.predictions()) == 4001
 
 
 def test_schemas_hold_workspaces_apart(url, tmp_path):

@@ -28,22 +28,24 @@ from .serve import Server, listen, serve
 log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
-__all__ = ['log', 'Setup', 'as_text', 'main', 'Worker', 'run']
+__all__ = ['log', 'Setup', 'parts_of', 'as_text', 'main', 'Worker', 'run']
 
 # %% ../../nbs/deploy/processes.ipynb #13f644c1
 @dataclass(frozen=True)
 class Setup:
     "How to serve"
     host: str = "127.0.0.1"           # only this machine can reach it
-    port: int = 8000                  # 0: any free one
     token: str | Path | None = None   # what callers must send as a bearer token, or a file of tokens; needed for any other host
-    tick: float | None = 60.          # seconds between evaluations of rollouts; None: never
     cors: tuple[str, ...] = ()        # origins of pages that may call
     tls: tuple[Path, Path] | None = None # files with a certificate and its key
 
+def parts_of(where: Workspace | Deployment) -> tuple[Workspace, str | None]: # the workspace, and the name of the only deployment
+    "What is served"
+    return (where.ws, where.name) if isinstance(where, Deployment) else (where, None)
+
 def as_text(where: Workspace | Deployment, setup: Setup, fd: int) -> str: # JSON
     "What another process has to know"
-    only, ws = (where.name, where.ws) if isinstance(where, Deployment) else (None, where)
+    ws, only = parts_of(where)
     given = {"workspace": str(ws.path.resolve()), "only": only, "fd": fd, "host": setup.host, "cors": setup.cors, "tls": setup.tls and [str(p.resolve()) for p in setup.tls]}
     return json.dumps(given | {"token": str(setup.token) if setup.token is not None else None, "is_file": isinstance(setup.token, Path)})
 
@@ -80,7 +82,8 @@ class Worker:
     def start(self, deadline: float = 60.) -> Worker: # raises MlnbError if it is not ready in time, seconds
         "Start it, and wait until it is ready"
         fd, self.born = self.sock.fileno(), time.monotonic()
-        self.process = subprocess.Popen([sys.executable, "-c", "from mlnb.deploy.processes import main; main()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[fd])
+        env = {**os.environ, **parts_of(self.where)[0].store.env}  # the address of a database, with its password
+        self.process = subprocess.Popen([sys.executable, "-c", "from mlnb.deploy.processes import main; main()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[fd], env=env)
         if self.process.stdin is None or self.process.stdout is None: raise MlnbError("a worker cannot be spoken to")
         self.process.stdin.write(as_text(self.where, self.setup, fd) + "\n")
         self.process.stdin.flush()
@@ -124,7 +127,7 @@ def run(where: Workspace | Deployment,  # all deployments of a workspace, or one
     "Serve until SIGTERM or Ctrl-C"
     if workers < 1: raise ParameterError(f"workers={workers}: give at least 1")
     if workers > 1 and os.name != "posix": raise ParameterError(f"workers={workers}: several processes can share a socket on Linux and macOS only; give 1")
-    stop, setup = threading.Event(), Setup(host, port, token, tick, cors, tls)
+    stop, setup = threading.Event(), Setup(host, token, cors, tls)
     before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         with ExitStack() as stack:

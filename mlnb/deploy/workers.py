@@ -9,13 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
+from types import MappingProxyType
 from typing import Any
 
 from ..core import errors
@@ -53,12 +54,12 @@ def work(folder: str) -> None:
 # %% ../../nbs/deploy/workers.ipynb #9d59b08d
 class Worker:
     "A process that answers parts"
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, env: Mapping[str, str] = MappingProxyType({})): # env: what it needs to open the workspace
         one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with open(folder / "workers.log", "ab") as errors_go:
             self.process = subprocess.Popen(  # noqa: S603  ourselves
                 [sys.executable, "-c", "import sys; from mlnb.deploy.workers import work; work(sys.argv[1])", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=errors_go, text=True, env={**os.environ, **one, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, start_new_session=True)
+                                            stderr=errors_go, text=True, env={**os.environ, **env, **one, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, start_new_session=True)
 
     def ask(self, part: int, url: str | None, tell: Tell, check: bool) -> Report | None: # None: it died; raises what it refused
         "Have a part answered"
@@ -101,7 +102,7 @@ class Crew:
         for _ in range(size): self.idle.put(None)  # a worker is started when it is first needed
 
     def start(self) -> Worker:
-        worker = Worker(self.task.folder)
+        worker = Worker(self.task.folder, self.task.dep.ws.store.env)
         self.all.append(worker)
         if self.stop.is_set(): worker.end()
         return worker
