@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['TimeLike', 'ZONE', 'micros', 'timestamp', 'now', 'utc_times', 'micros_array', 'window']
+__all__ = ['TimeLike', 'ZONE', 'micros', 'timestamp', 'now', 'utc_times', 'micros_array', 'length', 'window']
 
 # %% ../../nbs/core/clock.ipynb #c0e6af5c
 TimeLike: TypeAlias = "str | date | datetime | np.datetime64 | pd.Timestamp"
@@ -74,6 +74,18 @@ def micros_array(values: Any,          # a sequence, array or Series of times
     if missing := int((us == pd.NaT.value).sum()):
         raise ParameterError(f"{name!r} lacks a time in {missing} of {len(index)} rows; every row needs one")
     return us
+
+# %% ../../nbs/core/clock.ipynb #e8fba59f
+def length(text: str,       # such as "14D" or "12h"; raises ParameterError
+           name: str,       # the parameter's name, for the error
+           *examples: str,  # of what to give, for the error
+           ) -> pd.Timedelta:
+    "A length of time"
+    import pandas as pd
+    try: found = pd.Timedelta(text)
+    except ValueError as e: raise ParameterError(f"{name}={text!r} is no length of time; give for example {' or '.join(map(repr, examples))}") from e
+    if not found > pd.Timedelta(0): raise ParameterError(f"{name}={text!r} is not positive; give for example {examples[0]!r}")
+    return found
 
 # %% ../../nbs/core/clock.ipynb #529e7d3d
 def window(since: TimeLike | None, # start, included; None for the beginning

@@ -25,13 +25,9 @@ def cutoff(before: TimeLike | None,  # a time
            older: str | None,        # or an age, such as "90D"
            ) -> int:                 # microseconds; raises ParameterError unless exactly one is given
     "The time before which something is old"
-    import pandas as pd
     if (before is None) == (older is None): raise ParameterError(f"before={before!r} and older={older!r}: give one of them, a time or an age such as '90D'")
     if before is not None: return clock.micros(before, "before")
-    try: age = pd.Timedelta(str(older))
-    except ValueError as e: raise ParameterError(f"older={older!r} is no length of time; give for example '90D'") from e
-    if not age > pd.Timedelta(0): raise ParameterError(f"older={older!r} is not positive; give for example '90D'")
-    return clock.now() - age.value // 1000
+    return clock.now() - clock.length(str(older), "older", "90D").value // 1000
 
 # %% ../../nbs/core/compaction.ipynb #58c3be4c
 By = Literal["month", "day"]

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['SQL_TYPES', 'PORTION', 'sql_columns', 'log_table', 'feedback_table', 'tables', 'new_ids', 'sql_values', 'said_values',
-           'one_each', 'Named', 'named', 'archived', 'refuse_taken', 'log_predictions', 'typed', 'log_columns',
-           'read_log', 'predictions', 'Extent', 'extent', 'count_log', 'Receipt', 'feedback', 'last_labels',
-           'with_labels', 'labelled', 'feedback_summary']
+__all__ = ['SQL_TYPES', 'PORTION', 'sql_columns', 'log_table', 'feedback_table', 'tables', 'ids_at', 'new_ids', 'sql_values',
+           'said_values', 'one_each', 'Named', 'named', 'archived', 'in_log', 'refuse_taken', 'log_predictions',
+           'typed', 'log_columns', 'read_log', 'predictions', 'Extent', 'extent', 'count_log', 'Receipt', 'feedback',
+           'last_labels', 'with_labels', 'labelled', 'feedback_summary']
 
 # %% ../../nbs/core/events.ipynb #0cef7adc
 SQL_TYPES = {"numeric": sa.Float, "integer": sa.BigInteger, "boolean": sa.Integer, "datetime": sa.BigInteger}
@@ -66,11 +66,15 @@ def tables(dep: Deployment) -> tuple[sa.Table, sa.Table]: # the log, and the fee
     return dep.ws.tables[dep.id]
 
 # %% ../../nbs/core/events.ipynb #3c136ea2
-def new_ids(n: int) -> np.ndarray: # object array of str, 32 hex digits each
+def ids_at(now: int, n: int) -> list[str]: # now: microseconds; 32 hex digits each
     "Identifiers that sort by the time they were made"
+    chance = secrets.token_hex(6 * n)
+    return [f"{now:014x}{i:06x}{chance[12 * i:12 * i + 12]}" for i in range(n)]
+
+def new_ids(n: int) -> np.ndarray: # object array of str
+    "Identifiers that are made now"
     import numpy as np
-    start, chance = clock.now(), secrets.token_hex(6 * n)
-    return np.array([f"{start:014x}{i:06x}{chance[12 * i:12 * i + 12]}" for i in range(n)], object)
+    return np.array(ids_at(clock.now(), n), object)
 
 # %% ../../nbs/core/events.ipynb #f5340985
 def sql_values(s: pd.Series, kind: str) -> list[Any]: # values that SQLite takes, None where missing
@@ -118,18 +122,20 @@ def named(n: int, ids: Any, at: Any, unit: Any, now: int) -> Named: # raises Par
     return Named(names, times, units)
 
 # %% ../../nbs/core/events.ipynb #87f1c38c
-def _taken(dep: Deployment, log: sa.Table, ids: list[str]) -> list[str]:
+def _taken(c: sa.Connection, dep: Deployment, ids: list[str]) -> list[str]:
     "Which of these ids are in the table"
-    found: list[str] = []
-    with dep.ws.store.read() as c:
-        for i in range(0, len(ids), 500): found += c.scalars(sa.select(log.c.id).where(log.c.id.in_(ids[i:i + 500])))
-    return found
+    log = tables(dep)[0]
+    return list(c.scalars(sa.select(log.c.id).where(st.among(dep.ws.store, log.c.id, ids))))
 
 # %% ../../nbs/core/events.ipynb #155f89cc
 def archived(c: sa.Connection, dep: Deployment, ids: list[str]) -> set[str]:
     "Which of these ids are in files"
     found = archive.files(dep, c)
     return archive.known(dep, found, ids) if found and ids else set()
+
+def in_log(dep: Deployment, ids: list[str]) -> list[str]:
+    "Which of these ids are in the log, in its table or in files"
+    with dep.ws.store.read() as c: return [*_taken(c, dep, ids), *sorted(archived(c, dep, ids))]
 
 def refuse_taken(dep: Deployment, ids: list[str], taken: list[str]) -> None: # raises ParameterError if there are some
     "Say which ids are taken"
@@ -145,7 +151,8 @@ def _insert(dep: Deployment, log: sa.Table, rows: list[tuple[Any, ...]], also: C
             if also: also(c)
     except sa.exc.IntegrityError as e:
         ids = [r[0] for r in rows]
-        taken = _taken(dep, log, ids) or sorted({i for i in ids[:2000] if ids.count(i) > 1})
+        with dep.ws.store.read() as c: found = _taken(c, dep, ids)
+        taken = found or sorted({i for i in ids[:2000] if ids.count(i) > 1})
         try: refuse_taken(dep, ids, taken)
         except ParameterError as told: raise told from e
         raise

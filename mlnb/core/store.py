@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'metadata', 'TEXT', 'NUMBER', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS',
-           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'ARCHIVES', 'AUDIT', 'Clash', 'ADDRESS', 'Store',
-           'mark', 'insert_sql', 'insert', 'among', 'no_such_table', 'make_tables', 'check_format', 'open_store',
-           'holds_workspace', 'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
+           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'ARCHIVES', 'AUDIT', 'Clash', 'ADDRESS', 'address',
+           'connect', 'Store', 'mark', 'insert_sql', 'insert', 'among', 'no_such_table', 'make_tables', 'check_format',
+           'open_store', 'holds_workspace', 'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -89,12 +89,12 @@ def _frozen(folder: Path) -> bool:
     "May we write nothing here?"
     return not os.access(folder, os.W_OK)
 
-def _uri(file: Path, mode: str, immutable: bool = False) -> str:
+def address(file: Path, mode: str, immutable: bool = False) -> str:
     "The address of an SQLite file, for SQLite"
     return f"file:{quote(str(file.resolve()))}?mode={mode}{'&immutable=1' if immutable else ''}"
 
 # %% ../../nbs/core/store.ipynb #3f60919b
-def _connect(uri: str, wait: float = 30.) -> sqlite3.Connection:
+def connect(uri: str, wait: float = 30.) -> sqlite3.Connection:
     "A connection to SQLite with our settings"
     c = sqlite3.connect(uri, uri=True, timeout=wait, check_same_thread=False, isolation_level=None)
     c.execute("pragma synchronous=normal"); c.execute("pragma foreign_keys=on")
@@ -103,8 +103,8 @@ def _connect(uri: str, wait: float = 30.) -> sqlite3.Connection:
 # %% ../../nbs/core/store.ipynb #aea1f2be
 def _engine(file: Path, read_only: bool, wait: float = 30.) -> sa.Engine:
     "A pool of connections to the SQLite `file`"
-    uri = _uri(file, "ro" if read_only else "rwc", immutable=read_only and _frozen(file.parent))
-    engine = sa.create_engine("sqlite://", creator=partial(_connect, uri, wait), poolclass=sa.pool.QueuePool)
+    uri = address(file, "ro" if read_only else "rwc", immutable=read_only and _frozen(file.parent))
+    engine = sa.create_engine("sqlite://", creator=partial(connect, uri, wait), poolclass=sa.pool.QueuePool)
     @sa.event.listens_for(engine, "begin")
     def begin(c: sa.Connection) -> None: c.exec_driver_sql("BEGIN " + c.get_execution_options().get("begin", "DEFERRED"))
     return engine
@@ -212,7 +212,7 @@ def make_tables(c: sa.Connection) -> None: # a transaction in which nobody else 
 # %% ../../nbs/core/store.ipynb #b8b2b8d6
 def _look(file: Path) -> tuple[bool, str | None]:
     "Does a database have tables, and which format does it say it has?"
-    with sqlite3.connect(_uri(file, "ro", immutable=_frozen(file.parent)), uri=True) as c:
+    with sqlite3.connect(address(file, "ro", immutable=_frozen(file.parent)), uri=True) as c:
         tables = {r[0] for r in c.execute("select name from sqlite_master where type='table'")}
         found = c.execute("select value from meta where key='format'").fetchone() if "meta" in tables else None
     c.close()
@@ -325,7 +325,7 @@ def _copy(store: Store, query: sa.Select[Any], file: Path) -> None:
     names = ", ".join(f"c{i}" for i in range(len(query.selected_columns)))
     with store.engine.connect() as c:
         run: Any = c.connection.driver_connection.execute  # type: ignore[union-attr]
-        run("ATTACH ? AS copy", (_uri(file, "rwc"),))
+        run("ATTACH ? AS copy", (address(file, "rwc"),))
         try:
             for setting in ("journal_mode=off", "synchronous=off", "page_size=65536"): run(f"PRAGMA copy.{setting}")
             run(f"CREATE TABLE copy.t ({names})")
@@ -341,6 +341,6 @@ def fetch(store: Store,     # where to read
     import adbc_driver_sqlite.dbapi as adbc
     with tempfile.TemporaryDirectory(prefix="mlnb-") as folder:
         _copy(store, query, file := Path(folder) / "rows.db")
-        with adbc.connect(_uri(file, "ro", immutable=True)) as c, c.cursor() as cursor:
+        with adbc.connect(address(file, "ro", immutable=True)) as c, c.cursor() as cursor:
             cursor.execute("SELECT * FROM t")
             return cursor.fetch_arrow_table().slice(1).rename_columns([c.name for c in query.selected_columns])

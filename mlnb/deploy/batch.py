@@ -140,7 +140,7 @@ def cores() -> int:
 def rows_per_second(version: ModelVersion) -> float: # of CPU
     "How fast many rows are answered, as the certificate measured"
     c = certificate(version)
-    return next(v.bulk for v in c.verdicts_ if v.name == c.many)
+    return c.verdict(c.many).bulk
 
 def engine_of(parts: int, rows: int, workers: int | None, engine: str | None, client: Any, # parts, rows: to be answered
               speed: Callable[[], float]) -> tuple[Engine, int]: # speed: rows per second of CPU, asked for if need be; the function and the number of workers

@@ -145,11 +145,11 @@ def _singly(version: ModelVersion, candidate: Candidate, encoder: Encoder, fit: 
     "The rows that the original answers; the candidate may not answer any other"
     kept = []
     for i in range(len(fit)):
-        try: _said(version, fit.iloc[[i]])
-        except Exception:  # noqa: BLE001  a model raises what it likes
-            if answered(candidate, encoder.frame(fit.iloc[[i]])) is not None: return [], f"it answers a row that the original refuses: {fit.iloc[i].to_dict()}"
-            continue
-        if answered(candidate, encoder.frame(fit.iloc[[i]])) is not None: kept.append(i)
+        row = fit.iloc[[i]]
+        if answered(candidate, encoder.frame(row)) is None: continue
+        try: _said(version, row)
+        except Exception: return [], f"it answers a row that the original refuses: {fit.iloc[i].to_dict()}"  # noqa: BLE001  a model raises what it likes
+        kept.append(i)
     return kept, ""
 
 # %% ../../nbs/deploy/certificate.ipynb #4cbd5110
@@ -231,16 +231,16 @@ class Certificate(Result):
     def alarm(self) -> bool: return self.few == "original"  # type: ignore[override]
     @property
     def reasons(self) -> list[str]: return _reasons(self)  # type: ignore[override]
+    def verdict(self, name: str) -> Verdict: return next(v for v in self.verdicts_ if v.name == name)
     def table(self) -> pd.DataFrame: return _table(self)
     def plot(self) -> Figure: return _bars(self)
 
 # %% ../../nbs/deploy/certificate.ipynb #711baf1c
 def _reasons(c: Certificate) -> list[str]:
     "What a certificate says, in sentences"
-    by = {v.name: v for v in c.verdicts_}
     said = [f"{v.name} is refused: {v.why}" for v in c.verdicts_ if v.why]
     for who, what in ((c.few, "single rows"), (c.many, "many rows")):
-        v, o = by[who], by["original"]
+        v, o = c.verdict(who), c.verdict("original")
         if who == "original": said.insert(0, f"{what}: the original answers, since no candidate is certified and faster")
         elif what == "single rows": said.insert(0, f"single rows: {who}, {v.single_us:,.0f} µs of CPU instead of {o.single_us:,.0f}; on {v.rows:,} rows it differs by at most {v.difference:.1g} and changes no label")
         else: said.insert(1, f"many rows: {who}, {v.bulk / o.bulk:.1f} times the rows per second of CPU")
@@ -347,7 +347,7 @@ def certificate(version: ModelVersion,
     table = st.CERTIFICATES
     try: found = version.ws.rows(sa.select(table).where(table.c.version_id == version.id, table.c.environment == environment()))
     except sa.exc.DBAPIError as e:  # a read-only workspace from before there were certificates
-        if "certificates" not in str(e.orig): raise
+        if not st.no_such_table(e): raise
         found = []
     known[version.id] = made = _read(version, found[0]) if found else examine(version, reference_rows(version, rows))
     if not found and not version.ws.store.read_only: _keep(version, made)
@@ -391,8 +391,7 @@ def engine(version: ModelVersion) -> Engine:
         with _MAKING:
             if version.id in known: return known[version.id]
             c = certificate(version)
-            cost = next(v.single_us for v in c.verdicts_ if v.name == c.few)
-            known[version.id] = Engine(Encoder(version.schema), c.candidates.get(c.few), c.candidates.get(c.many), version.classes, cost)
+            known[version.id] = Engine(Encoder(version.schema), c.candidates.get(c.few), c.candidates.get(c.many), version.classes, c.verdict(c.few).single_us)
     return known[version.id]
 
 _MAKING = threading.Lock() # several requests may ask first

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Answered', 'final', 'parted', 'Candidate', 'as_given', 'as_onnx', 'as_skl2onnx', 'as_arrays', 'Encoder', 'answered']
+__all__ = ['Answered', 'final', 'parted', 'Candidate', 'as_given', 'before', 'as_onnx', 'as_skl2onnx', 'as_arrays', 'Encoder',
+           'answered']
 
 # %% ../../nbs/deploy/compiled.ipynb #fe3f9037
 def _product(g: Graph, name: str, weights: Any, intercept: Any) -> str:
@@ -145,7 +146,7 @@ def as_given(model: OnnxModel, schema: Schema) -> Candidate: # raises Uncompiled
     return Candidate("onnx", () if m.name == "x" else (model_bytes(g, len(schema), m.name),), len(schema), g.refused, model=model)
 
 # %% ../../nbs/deploy/compiled.ipynb #9f7d811f
-def _before(model: Any, schema: Schema) -> tuple[Graph, Matrix, Any]: # raises Uncompiled
+def before(model: Any, schema: Schema) -> tuple[Graph, Matrix, Any]: # raises Uncompiled
     "A graph of the steps before a model, and the model"
     steps, last = parted(model)
     g, m = Graph(), matrix_of(schema)
@@ -155,7 +156,7 @@ def _before(model: Any, schema: Schema) -> tuple[Graph, Matrix, Any]: # raises U
 def as_onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "The whole model in double precision"
     if isinstance(model, OnnxModel): return as_given(model, schema)
-    g, m, last = _before(model, schema)
+    g, m, last = before(model, schema)
     said = final(g, m, last)
     turning = forests.turning_points(*said.trees) if said.trees else {}
     return Candidate("onnx", (model_bytes(g, len(schema), said.name),), len(schema), g.refused, said.limit, turning)
@@ -172,7 +173,7 @@ def _converted(model: Any, columns: int, double: bool) -> bytes: # raises Uncomp
 
 def as_skl2onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "Our graph before, and the model as skl2onnx converts it"
-    g, m, last = _before(model, schema)
+    g, m, last = before(model, schema)
     m = numbers(g, step(g, m, getattr(last, "_preprocessor", None)))
     for double in (True, False):
         try: session(data := _converted(last, len(m.origins), double)); break
@@ -184,7 +185,7 @@ def as_skl2onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
 def as_arrays(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "Our graph before, and the model itself"
     if isinstance(model, OnnxModel): return as_given(model, schema)
-    g, m, last = _before(model, schema)
+    g, m, last = before(model, schema)
     if getattr(last, "_preprocessor", None) is not None: raise Uncompiled(f"{type(last).__name__} encodes categories itself, and wants frames")
     m = numbers(g, m)
     if hasattr(last, "feature_names_in_"): last = _nameless(last)

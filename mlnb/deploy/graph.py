@@ -49,9 +49,8 @@ def model_bytes(g: Graph, columns: int,  # of the input, called x: doubles of sh
                 ) -> bytes:
     "A graph as an ONNX file"
     from onnx import TensorProto, helper
-    shape: list[Any] = [None, None]
-    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, width]) for name, width in (("x", columns), ("y", shape[1]))]
-    body = helper.make_graph([*g.nodes, helper.make_node("Identity", [output], ["y"])], "mlnb", ends[:1], ends[1:], g.constants)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, width]) for name, width in (("x", columns), ("y", None)))
+    body = helper.make_graph([*g.nodes, helper.make_node("Identity", [output], ["y"])], "mlnb", [x], [y], g.constants)
     return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 5)], ir_version=9).SerializeToString())
 
 # %% ../../nbs/deploy/graph.ipynb #54305e91

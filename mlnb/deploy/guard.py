@@ -24,7 +24,7 @@ log = logging.getLogger("mlnb.serve")
 
 # %% auto #0
 __all__ = ['log', 'STATUS', 'OPEN', 'TooLarge', 'NotJson', 'TooSlow', 'Busy', 'TimedOut', 'status_of', 'reply', 'failure',
-           'check_token', 'read_tokens', 'Tokens', 'tokens', 'refusal', 'caught', 'Caught', 'Guard', 'cross_origin']
+           'check_token', 'read_tokens', 'Tokens', 'tokens', 'refusal', 'Caught', 'Guard', 'cross_origin']
 
 # %% ../../nbs/deploy/guard.ipynb #436b815c
 class TooLarge(ParameterError):
@@ -135,25 +135,22 @@ def refusal(path: str, given_headers: list[tuple[bytes, bytes]], token: Tokens |
     return refused
 
 # %% ../../nbs/deploy/guard.ipynb #52af2a32
-async def caught(app: Any, scope: Any, receive: Any, send: Any) -> None:
-    "Run an application; what it raises becomes an answer, unless one has begun"
-    started = False
-    async def watched(message: Any) -> None:
-        nonlocal started
-        started = True
-        await send(message)
-    try: await app(scope, receive, watched)
-    except Exception as e:
-        scope["mlnb.begun"] = started
-        if started: raise
-        await failure(e)(scope, receive, send)
-
 @dataclass
 class Caught:
-    "A layer that lets nothing through but answers"
+    "A layer that lets nothing through but answers: what the application raises becomes one, unless one has begun"
     app: Any
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: await caught(self.app, scope, receive, send)
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        started = False
+        async def watched(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+        try: await self.app(scope, receive, watched)
+        except Exception as e:
+            scope["mlnb.begun"] = started
+            if started: raise
+            await failure(e)(scope, receive, send)
 
 @dataclass
 class Guard:

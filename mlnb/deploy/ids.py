@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import sqlalchemy as sa
 
 from ..core.errors import ParameterError
-from ..core.events import tables
+from ..core.events import extent, in_log
 from ..core.registry import Deployment
 from .parts import Feed, read_part
 from .task import as_ids
 
 # %% auto #0
-__all__ = ['SLICE', 'hashes', 'twice', 'mark_repeats', 'in_log', 'check_ids']
+__all__ = ['SLICE', 'hashes', 'twice', 'mark_repeats', 'check_ids']
 
 # %% ../../nbs/deploy/ids.ipynb #ce885202
 def hashes(values: pa.ChunkedArray) -> np.ndarray: # uint64, shape (n,); 0 where there is no value
@@ -69,17 +68,6 @@ def mark_repeats(folder: Path, path: Path, sizes: list[int]) -> int: # sizes: ro
     return n
 
 # %% ../../nbs/deploy/ids.ipynb #4f756169
-def in_log(dep: Deployment, ids: list[str]) -> list[str]:
-    "Which of these ids are in the log"
-    log, found = tables(dep)[0], list[str]()
-    with dep.ws.store.read() as c:
-        for i in range(0, len(ids), 5_000): found += c.scalars(sa.select(log.c.id).where(log.c.id.in_(ids[i:i + 5_000])))
-    return found
-
-def _logged(dep: Deployment) -> bool:
-    "Is there anything in the log?"
-    return bool(dep.ws.rows(sa.select(tables(dep)[0].c.seq).limit(1)))
-
 def check_ids(dep: Deployment, feed: Feed, id: str, folder: Path, # folder: of the job
               rows: int,            # in a batch
               log: bool,            # will these ids be logged?
@@ -87,7 +75,7 @@ def check_ids(dep: Deployment, feed: Feed, id: str, folder: Path, # folder: of t
               ragged: bool = True,  # are rows of a CSV file with a wrong number of cells left out?
               ) -> int:             # rows that repeat an id; raises ParameterError if ids are in the log
     "Look through the ids of a source"
-    found, sizes, path, look = list[str](), list[int](), folder / "ids.tmp", log and _logged(dep)
+    found, sizes, path, look = list[str](), list[int](), folder / "ids.tmp", log and extent(dep).rows > 0
     with open(path, "wb") as out:
         for number in range(len(feed.parts)):
             sizes.append(0)

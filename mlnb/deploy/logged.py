@@ -73,9 +73,8 @@ def take_out(dep: Deployment, job: str, folder: Path) -> int: # folder: of the j
 
 def _take(dep: Deployment, log: sa.Table, ids: list[str], mark: Any) -> int:
     "Remove some rows and their mark"
-    n = 0
     with dep.ws.store.write() as c:
-        for a in range(0, len(ids), 5_000): n += c.execute(log.delete().where(log.c.id.in_(ids[a:a + 5_000]))).rowcount
+        n = c.execute(log.delete().where(st.among(dep.ws.store, log.c.id, ids))).rowcount
         forget(c, dep)
         c.execute(MARKS.delete().where(mark))
     return n

@@ -27,13 +27,13 @@ from ..core.errors import MlnbError, need
 from ..core.registry import ModelVersion
 from ..core.schema import Schema
 from .certificate import BULK, Verdict, compare, engine, probes, reference_rows
-from .compiled import Candidate, as_onnx, final, parted
-from .graph import Graph, Uncompiled, matrix_of, model_bytes, step
+from .compiled import Candidate, as_onnx, before, final
+from .graph import Uncompiled, model_bytes
 
 log = logging.getLogger("mlnb.native")
 
 # %% auto #0
-__all__ = ['log', 'MOST_NODES', 'COST', 'place', 'cache', 'before', 'treelite_model', 'name_of', 'build', 'taken_for_missing',
+__all__ = ['log', 'MOST_NODES', 'COST', 'place', 'cache', 'halves', 'treelite_model', 'name_of', 'build', 'taken_for_missing',
            'Native', 'candidate', 'pays', 'adopt', 'prepare']
 
 # %% ../../nbs/deploy/native.ipynb #170ee401
@@ -58,11 +58,9 @@ def _check_mine(p: Path) -> None: # raises Uncompiled
 # %% ../../nbs/deploy/native.ipynb #dc9ec8ee
 MOST_NODES = 200_000 # the compiler would take minutes
 
-def before(model: Any, schema: Schema) -> tuple[bytes, Any]: # a graph up to what the trees see, and the trees; raises Uncompiled
+def halves(model: Any, schema: Schema) -> tuple[bytes, Any]: # a graph up to what the trees see, and the trees; raises Uncompiled
     "The parts of a model"
-    steps, last = parted(model)
-    g, m = Graph(), matrix_of(schema)
-    for made in steps: m = step(g, m, made)
+    g, m, last = before(model, schema)
     said = final(g, m, last)
     if said.trees is None: raise Uncompiled(f"a {type(last).__name__} is no trees")
     trees, seen = said.trees
@@ -136,7 +134,7 @@ COST = 10. # seconds of CPU that compiling, and the comparison, may take
 def pays(version: ModelVersion, rows: int) -> bool:
     "Is a job long enough to compile for?"
     c = version.certificate()
-    return c.many == "onnx" and rows / 2 / max(next(v.bulk for v in c.verdicts_ if v.name == c.many), 1.) > COST
+    return c.many == "onnx" and rows / 2 / max(c.verdict(c.many).bulk, 1.) > COST
 
 # %% ../../nbs/deploy/native.ipynb #09f63ea0
 def adopt(version: ModelVersion) -> bool: # is machine code used from now on?
@@ -154,7 +152,7 @@ def adopt(version: ModelVersion) -> bool: # is machine code used from now on?
 def _certify(version: ModelVersion, file: Path) -> Verdict: # raises Uncompiled, or MissingExtra
     "Compile, compare, and write down what came of it"
     model, schema = version.load(), version.schema
-    graph, last = before(model, schema)
+    graph, last = halves(model, schema)
     build(treelite_model(last), file)
     verdict = compare(version, candidate(version, graph, file), probes(schema, reference_rows(version).head(BULK), as_onnx(model, schema).turning))
     for suffix, data in ((".onnx", graph), (".json", json.dumps({"certified": verdict.certified, "why": verdict.why, "rows": verdict.rows}).encode())):

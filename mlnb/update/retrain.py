@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import clock
 from ..core.clock import TimeLike
-from ..core.errors import ParameterError, Problem, SchemaError
+from ..core.errors import Problem, SchemaError
 from ..core.events import labelled
 from ..core.privacy import need_plain
 from ..core.registry import Decision, Deployment, ModelVersion, label_text, register
@@ -25,18 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LEAST', 'span', 'history_until', 'fingerprint', 'split', 'features', 'fit', 'answers', 'truth', 'RetrainResult',
-           'retrain']
-
-# %% ../../nbs/update/retrain.ipynb #e34a0344
-def span(text: str, # such as "14D" or "12h"; raises ParameterError
-         name: str = "holdout") -> pd.Timedelta:
-    "A length of time"
-    import pandas as pd
-    try: length = pd.Timedelta(text)
-    except ValueError as e: raise ParameterError(f"{name}={text!r} is no length of time; give for example '14D' or '12h'") from e
-    if not length > pd.Timedelta(0): raise ParameterError(f"{name}={text!r} is not positive; give for example '14D'")
-    return length
+__all__ = ['LEAST', 'history_until', 'fingerprint', 'split', 'features', 'fit', 'answers', 'truth', 'RetrainResult', 'retrain']
 
 # %% ../../nbs/update/retrain.ipynb #93cefba7
 def _base(dep: Deployment, end: pd.Timestamp) -> list[pd.DataFrame]:
@@ -62,7 +51,7 @@ def history_until(dep: Deployment,
     plain = {c.name: object for c in dep.schema.columns if c.kind == "categorical"}
     parts = [p for p in [*_base(dep, end), logged] if len(p)] or [logged]
     rows = pd.concat([p.loc[p["y_true"].notna(), ["at", "y_true", *names]].astype(plain) for p in parts], ignore_index=True)
-    if window is not None: rows = rows[rows["at"] >= end - span(window, "window")]
+    if window is not None: rows = rows[rows["at"] >= end - clock.length(window, "window", "14D", "12h")]
     return rows.sort_values("at", kind="stable", ignore_index=True)
 
 # %% ../../nbs/update/retrain.ipynb #a4bf59b2
@@ -90,7 +79,7 @@ def _unfit(dep: Deployment, name: str, part: pd.DataFrame, until: TimeLike, hint
 # %% ../../nbs/update/retrain.ipynb #ce1bf6c2
 def split(dep: Deployment, rows: pd.DataFrame, until: TimeLike, holdout: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Older rows to train on, and the last `holdout` before `until` to compare on; raises SchemaError if either cannot serve"
-    cut = clock.timestamp(clock.micros(until, "until")) - span(holdout)
+    cut = clock.timestamp(clock.micros(until, "until")) - clock.length(holdout, "holdout", "14D", "12h")
     train, hold = rows[rows["at"] < cut], rows[rows["at"] >= cut]
     problems = [*_unfit(dep, "training part", train, until, "wait for labels, or give a longer window"),
                 *_unfit(dep, "hold-out", hold, until, "wait for labels, or give a longer holdout")]
