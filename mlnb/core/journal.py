@@ -19,7 +19,8 @@ from .events import tables
 from .registry import Deployment
 
 # %% auto #0
-__all__ = ['UNKNOWN', 'CLASH', 'BUSY', 'ENOUGH', 'insert_sql', 'State', 'Journal', 'ServerJournal', 'journals', 'checkpoint']
+__all__ = ['UNKNOWN', 'CLASH', 'BUSY', 'ENOUGH', 'insert_sql', 'State', 'Changed', 'Journal', 'ServerJournal', 'journals',
+           'checkpoint']
 
 # %% ../../nbs/core/journal.ipynb #06a069d2
 def insert_sql(dep: Deployment) -> str: # with a mark for each of: id, at, logged, version, unit, source, features, outputs
@@ -43,13 +44,15 @@ _STATE = """SELECT (SELECT count(*) FROM deployments),
     EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = :dep AND active = 1), EXISTS (SELECT 1 FROM archives WHERE deployment_id = :dep)"""
 
 # %% ../../nbs/core/journal.ipynb #30f749c0
+class Changed(MlnbError):
+    "Somebody else answers now; nothing was logged"
+
 class Journal:
     "A connection that appends to the log, and knows who answers"
     waits = False # may the event loop use it?
     def __init__(self, store: st.Store, wait: float = 0.): # wait: seconds for other writers
-        self.file = store.file
-        self.c = sqlite3.connect(store.file, timeout=wait, check_same_thread=False, isolation_level=None, cached_statements=64)
-        for setting in ("synchronous=normal", "foreign_keys=on", "wal_autocheckpoint=0"): self.c.execute(f"PRAGMA {setting}")
+        self.c = st.connect(st.address(store.file, "rw"), wait)
+        self.c.execute("PRAGMA wal_autocheckpoint=0")
         self.version, self.known = -1, dict[int, State]()
 
     def state(self, dep: int) -> State: # dep: key of the deployment
@@ -71,10 +74,16 @@ class Journal:
                 time.sleep(5e-6 * i)
             else: return
 
-    def append(self, sql: str, rows: list[tuple[Any, ...]]) -> None: # raises sqlite3.Error, keeping none
+    def append(self,
+               sql: str,                          # see `insert_sql`
+               rows: list[tuple[Any, ...]],
+               dep: int = 0,                      # key of the deployment
+               if_still: State | None = None,     # what was known of it when the rows were made
+               ) -> None:                         # raises sqlite3.Error or Changed, keeping none
         "Add rows in one transaction"
         self.begin()
         try:
+            if if_still is not None and self.state(dep) != if_still: raise Changed("who answers has changed")
             self.c.executemany(sql, rows)
             self.c.execute("COMMIT")
         except BaseException:
@@ -104,16 +113,20 @@ class ServerJournal:
     def ask(self, dep: int) -> State: # raises WorkspaceError
         "Who answers now"
         try:
-            with self.store.read() as c: heard = State.of(c.execute(sa.text(_STATE), {"dep": dep}).one())
+            with self.store.read() as c: return self._hear(c, dep)
         except BaseException:
             self.known.pop(dep, None)
             raise
-        self.known[dep] = heard
+
+    def _hear(self, c: sa.Connection, dep: int) -> State:
+        self.known[dep] = heard = State.of(c.execute(sa.text(_STATE), {"dep": dep}).one())
         return heard
 
-    def append(self, sql: str, rows: list[tuple[Any, ...]]) -> None: # raises one of CLASH and BUSY, keeping none
+    def append(self, sql: str, rows: list[tuple[Any, ...]], dep: int = 0, if_still: State | None = None) -> None: # raises one of CLASH and BUSY, keeping none
         "Add rows in one transaction"
-        with self.store.append() as c: c.exec_driver_sql(sql, rows)
+        with self.store.append() as c:
+            if if_still is not None and self._hear(c, dep) != if_still: raise Changed("who answers has changed")
+            c.exec_driver_sql(sql, rows)
 
     def close(self) -> None: self.known.clear()
 
@@ -131,11 +144,12 @@ ENOUGH = 4 * 2**20 # bytes
 
 def checkpoint(store: st.Store, least: int = ENOUGH) -> bool: # was there enough?
     "Write what was collected into the database"
+    if store.engine.dialect.name != "sqlite": return False  # a server does it itself
     collected = Path(f"{store.file}-wal")
     try: size = collected.stat().st_size
     except OSError: return False
     if size < least: return False
-    c = sqlite3.connect(store.file, timeout=0, isolation_level=None)
+    c = st.connect(st.address(store.file, "rw"), 0.)
     try: c.execute("PRAGMA wal_checkpoint(PASSIVE)")
     finally: c.close()
     return True

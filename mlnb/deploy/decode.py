@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
 
 from ..core.columns import level_kind
 from ..core.schema import Column, Schema
-from .protocol import datatype
+from .protocol import MATRIX, datatype, takes_matrix
 
 # %% auto #0
 __all__ = ['type_of', 'Asked', 'micros', 'Options', 'said_of', 'Decoder']
@@ -79,6 +81,57 @@ def said_of(n: int, given: Any) -> tuple[list[str] | None, list[int] | None, lis
     return _each(ids, n, str), _each(given.at, n, micros), _each(given.unit, n, _unit)
 
 # %% ../../nbs/deploy/decode.ipynb #d0918da4
+class _Named(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+class _None(msgspec.Struct, forbid_unknown_fields=True):
+    "Parameters that say nothing"
+
+def _tensor(place: int, name: str, datatypes: tuple[str, ...], of: Any) -> Any: # place: number of the column; of: type of a value
+    "The type of a tensor"
+    fields: list[tuple[Any, ...]] = [("datatype", Literal[datatypes]), ("shape", list[int]), ("data", list[of]), ("parameters", _None | None, None)]  # type: ignore[valid-type]
+    return msgspec.defstruct(f"Tensor{place}", cast(Any, fields), tag_field="name", tag=name, namespace={"place": place}, gc=False)
+
+def _inference(schema: Schema, types: list[Any], strict: bool) -> Any:
+    "The type of an inference request"
+    kinds = [datatype(c) for c in schema.columns]
+    tensors = [_tensor(i, c.name, (k, "FP32") if k == "FP64" else (k,), t) for i, (c, k, t) in enumerate(zip(schema.columns, kinds, types, strict=True))]
+    least = next((t for c, t in zip(schema.columns, types, strict=True) if not c.nullable), types[0])
+    if takes_matrix(schema) and all(k == "FP64" and t in (least, least | None) for k, t in zip(kinds, types, strict=True)): tensors.append(_tensor(-1, MATRIX, ("FP64", "FP32"), least))
+    return msgspec.defstruct("Inference", [("inputs", list[reduce(or_, tensors)]), ("id", str | None, None), ("parameters", Options | None, None), ("outputs", list[_Named] | None, None)])  # type: ignore[misc, valid-type]
+
+# %% ../../nbs/deploy/decode.ipynb #ae463be1
+_LARGEST = float(np.finfo("float32").max)
+
+def _has_room(t: Any) -> bool:
+    "Has single precision room for the values of a tensor, if that is what they have?"
+    return t.datatype != "FP32" or all(v is None or abs(v) <= _LARGEST for v in t.data)
+
+def _cut(t: Any, width: int) -> list[tuple[Any, ...]] | None: # width: columns
+    "The rows of a matrix"
+    n = len(t.data) // width
+    if t.shape != [n, width] or len(t.data) != n * width: return None
+    return [tuple(t.data[i:i + width]) for i in range(0, n * width, width)]
+
+def _cells(inputs: list[Any], width: int) -> list[tuple[Any, ...]] | None: # width: columns
+    "The rows of tensors"
+    if len(inputs) == 1 and inputs[0].place < 0: return _cut(inputs[0], width)
+    n, found = len(inputs[0].data), dict[int, Any]()
+    list_, column = [n], [n, 1]
+    for t in inputs:
+        if len(t.data) != n or (t.shape != list_ and t.shape != column): return None
+        found[t.place] = t.data
+    if len(inputs) != width or len(found) != width or -1 in found: return None
+    return list(zip(*[found[i] for i in range(width)], strict=True))
+
+def _tensors(r: Any, width: int, single: bool) -> Asked | None: # single: may it have single precision?; raises ValueError
+    "The rows of an inference request"
+    if not r.inputs or (r.parameters and r.parameters.binary_data_output) or any(o.parameters for o in r.outputs or ()): return None
+    if not (rows := _cells(r.inputs, width)) or (single and not all(map(_has_room, r.inputs))): return None
+    return Asked(rows, *said_of(len(rows), r.parameters), [o.name for o in r.outputs] if r.outputs else None, r.id)
+
+# %% ../../nbs/deploy/decode.ipynb #46ce1ea4
 class Decoder:
     "Reads requests about the columns of a schema"
     def __init__(self, schema: Schema, strict: bool = False): # raises KeyError if a column has no type here
@@ -88,7 +141,8 @@ class Decoder:
         whole = msgspec.defstruct("Request", [("records", row | list[row]), ("at", _Times, None), ("unit", _Units, None), ("ids", _Ids, None)], forbid_unknown_fields=True)  # type: ignore[valid-type]
         self.simple: Any = msgspec.json.Decoder(row | list[row])  # type: ignore[valid-type]
         self.whole: Any = msgspec.json.Decoder(whole)
-        self.columns = {c.name: (i, datatype(c), msgspec.json.Decoder(list[t])) for i, (c, t) in enumerate(zip(schema.columns, types, strict=True))}  # type: ignore[valid-type]
+        self.inference: Any = msgspec.json.Decoder(_inference(schema, types, strict))
+        self.width = len(schema)
 
     def records(self, body: bytes) -> Asked | None: # None: anything odd
         "Read a plain request"
@@ -101,38 +155,5 @@ class Decoder:
 
     def tensors(self, body: bytes) -> Asked | None: # None: anything odd
         "Read an inference request"
-        try: return _tensors(self.columns, _REQUEST.decode(body))
-        except (ValueError, KeyError, RecursionError): return None
-
-# %% ../../nbs/deploy/decode.ipynb #e269aae9
-class _Named(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] | None = None
-
-class _Tensor(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: msgspec.Raw
-    parameters: dict[str, Any] | None = None
-
-class _Inference(msgspec.Struct):
-    inputs: list[_Tensor]
-    id: str | None = None
-    parameters: Options | None = None
-    outputs: list[_Named] | None = None
-
-_REQUEST = msgspec.json.Decoder(_Inference)
-
-def _tensors(columns: dict[str, Any], r: _Inference) -> Asked | None: # raises ValueError or KeyError
-    "The rows of an inference request"
-    if len(r.inputs) != len(columns) or (r.parameters and r.parameters.binary_data_output) or any(o.parameters for o in r.outputs or ()): return None
-    n, found = r.inputs[0].shape[0] if r.inputs[0].shape else 0, {}
-    for t in r.inputs:
-        place, kind, decode = columns[t.name]
-        if (t.datatype != kind and not (kind == "FP64" and t.datatype == "FP32")) or (t.shape != [n] and t.shape != [n, 1]) or t.parameters: return None
-        found[place] = decode.decode(t.data)
-        if len(found[place]) != n: return None
-    if len(found) != len(columns) or not n: return None
-    rows = list(zip(*(found[i] for i in range(len(columns))), strict=True))
-    return Asked(rows, *said_of(n, r.parameters), [o.name for o in r.outputs] if r.outputs else None, r.id)
+        try: return _tensors(self.inference.decode(body), self.width, b"FP32" in body)
+        except (ValueError, RecursionError): return None

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ..core import clock, registry
 from ..core.errors import MlnbError, NotFound
-from ..core.journal import BUSY, CLASH, Journal, ServerJournal, insert_sql, journals
+from ..core.events import ids_at
+from ..core.journal import BUSY, CLASH, UNKNOWN, Journal, ServerJournal, State, insert_sql, journals
 from ..core.privacy import Keeper, keeper
 from ..core.registry import Deployment, ModelVersion
 from .certificate import Engine, ready_engine
@@ -27,21 +28,49 @@ from .protocol import datatype
 log = logging.getLogger("mlnb.hot")
 
 # %% auto #0
-__all__ = ['log', 'Said', 'MOST_ROWS', 'LONG', 'PATIENCE', 'Scope', 'MOST_BYTES', 'Prepared', 'prepared', 'ids_at', 'rows_to_log',
-           'answer_batch', 'plain_reply', 'tensor_reply', 'Waiting', 'Lane', 'current', 'work', 'deliver', 'flush',
-           'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'looked_up', 'deliver_to', 'found',
-           'Front', 'lane_of', 'together', 'tabled']
+__all__ = ['log', 'Said', 'Reply', 'MOST_ROWS', 'LONG', 'PATIENCE', 'Scope', 'MOST_BYTES', 'plain_reply', 'tensor_reply',
+           'Prepared', 'prepared', 'rows_to_log', 'answer_batch', 'Waiting', 'Lane', 'current', 'work', 'deliver',
+           'flush', 'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'looked_up', 'deliver_to',
+           'found', 'Front', 'lane_of', 'together', 'tabled']
+
+# %% ../../nbs/deploy/hot.ipynb #1654fd17
+Said = list[tuple[Any, ...]]             # for each row of a request: its id, and the outputs
+Reply = Callable[[Asked, Said], bytes]
+_encode = msgspec.json.Encoder().encode
+
+def plain_reply(dep: Deployment,
+                version: ModelVersion,
+                types: dict[str, str], # datatypes of the outputs, the id first
+                ) -> Reply:
+    "What makes the reply to records"
+    fields = [f"c{i}" for i in range(len(types))]
+    one = msgspec.defstruct("Answer", fields, rename=dict(zip(fields, types, strict=True)), gc=False)
+    head = _encode({"deployment": dep.name, "version": version.number})[:-1] + b',"predictions":'
+    return lambda asked, said: head + _encode([one(*r) for r in said]) + b"}"
+
+def tensor_reply(dep: Deployment, version: ModelVersion, types: dict[str, str]) -> Reply:
+    "What makes the reply to an inference request"
+    head = _encode({"model_name": dep.name, "model_version": str(version.number)})[:-1]
+    starts = {n: _encode({"name": n, "datatype": t})[:-1] + b',"shape":[' for n, t in types.items()}
+    def reply(asked: Asked, said: Said) -> bytes:
+        shape, found = b'%d],"data":' % len(said), dict(zip(types, zip(*said, strict=True), strict=True))
+        echo = b"" if asked.id is None else b',"id":' + _encode(asked.id)
+        outputs = b"},".join([starts[n] + shape + _encode(found[n]) for n in asked.outputs or types])
+        return b'%b%b,"outputs":[%b}]}' % (head, echo, outputs)
+    return reply
 
 # %% ../../nbs/deploy/hot.ipynb #888c65f9
 class Prepared(NamedTuple):
     "What it takes to answer for a version"
-    version: ModelVersion
+    dep: int                 # key of the deployment
+    number: int              # of the version
     engine: Engine
     decoder: Decoder
     sql: str                 # adds a row to the log
     outputs: list[str]       # prediction, and scores
     types: dict[str, str]    # datatypes of the outputs, the id first
-    encode: Callable[[list[tuple[Any, ...]]], bytes] # the answers to a plain request
+    plain: Reply             # to records
+    tensors: Reply           # to an inference request
     keep: Keeper | None      # what the log hashes or omits
 
 def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None: answer the general way
@@ -51,36 +80,32 @@ def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None:
     try: decoder = Decoder(version.schema, dep.strict)
     except KeyError: return None
     types = {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}}
-    return Prepared(version, engine, decoder, insert_sql(dep), version.outputs.names, types, _encoder(dep, version, list(types)), keeper(dep))
-
-def _encoder(dep: Deployment, version: ModelVersion, names: list[str]) -> Callable[[list[tuple[Any, ...]]], bytes]:
-    "What makes the reply to a plain request"
-    fields = [f"c{i}" for i in range(len(names))]
-    one = msgspec.defstruct("Answer", fields, rename=dict(zip(fields, names, strict=True)), gc=False)
-    encode, head = msgspec.json.Encoder().encode, msgspec.json.encode({"deployment": dep.name, "version": version.number})[:-1] + b',"predictions":'
-    return lambda rows: head + encode([one(*r) for r in rows]) + b"}"
+    return Prepared(dep.id, version.number, engine, decoder, insert_sql(dep), version.outputs.names, types, plain_reply(dep, version, types), tensor_reply(dep, version, types), keeper(dep))
 
 # %% ../../nbs/deploy/hot.ipynb #a7e3234c
-def ids_at(now: int, n: int) -> list[str]: # as `core.events.new_ids`
-    "Identifiers that sort by the time they were made"
-    chance = secrets.token_hex(6 * n)
-    return [f"{now:014x}{i:06x}{chance[12 * i:12 * i + 12]}" for i in range(n)]
-
-Said = list[tuple[Any, ...]] # for each row of a request: its id, and the outputs
-
 def rows_to_log(p: Prepared, batch: list[Asked], said: list[tuple[Any, ...]], now: int) -> tuple[list[tuple[Any, ...]], list[Said]]: # rows of the log, answers
     "What becomes of the answers to a batch"
-    made, number, out, answers, at = ids_at(now, len(said)), p.version.number, [], [], 0
+    made, number, out, answers, at = ids_at(now, len(said)), p.number, [], [], 0
     for asked in batch:
-        n = len(asked.rows)
-        ids, outputs = asked.ids or made[at:at + n], said[at:at + n]
-        rows = asked.rows if not p.engine.encoder.narrow else [_narrowed(r, p.engine.encoder.narrow) for r in asked.rows]
-        times, units = asked.times or [now] * n, asked.units or [None] * n
-        if p.keep is not None: rows, units = _hidden(p.keep, rows, units)
-        out += [(i, t, now, number, u, "http", *row, *o) for i, t, u, row, o in zip(ids, times, units, rows, outputs, strict=True)]
-        answers.append([(i, *o) for i, o in zip(ids, outputs, strict=True)])
-        at += n
+        rows = asked.rows
+        if len(rows) == 1 and asked.ids is asked.times is asked.units is None and p.keep is None and not p.engine.encoder.narrow: # nearly always
+            i, o = made[at], said[at]
+            out.append((i, now, now, number, None, "http", *rows[0], *o))
+            answers.append([(i, *o)])
+        else:
+            logged, answer = _logged(p, asked, made[at:at + len(rows)], said[at:at + len(rows)], now)
+            out += logged
+            answers.append(answer)
+        at += len(rows)
     return out, answers
+
+def _logged(p: Prepared, asked: Asked, made: list[str], outputs: list[tuple[Any, ...]], now: int) -> tuple[list[tuple[Any, ...]], Said]: # made: ids, if none were given
+    "The same for one request, whatever it says"
+    ids, times, units, rows, narrow = asked.ids or made, asked.times or [now] * len(made), asked.units or [None] * len(made), asked.rows, p.engine.encoder.narrow
+    if narrow: rows = [_narrowed(r, narrow) for r in rows]
+    if p.keep is not None: rows, units = _hidden(p.keep, rows, units)
+    out = [(i, t, now, p.number, u, "http", *row, *o) for i, t, u, row, o in zip(ids, times, units, rows, outputs, strict=True)]
+    return out, [(i, *o) for i, o in zip(ids, outputs, strict=True)]
 
 def _hidden(keep: Keeper, rows: list[tuple[Any, ...]], units: list[Any]) -> tuple[list[tuple[Any, ...]], list[Any]]:
     "Rows and units as a log keeps them that hashes or omits some"
@@ -93,34 +118,32 @@ def _narrowed(row: tuple[Any, ...], places: list[int]) -> tuple[Any, ...]:
     return tuple(float(np.float32(v)) if i in places and v is not None else v for i, v in enumerate(row))
 
 # %% ../../nbs/deploy/hot.ipynb #b209dc34
-def answer_batch(p: Prepared, journal: Journal | ServerJournal, batch: list[Asked]) -> list[Said | None]: # None: answer it the general way
+def answer_batch(p: Prepared,
+                 journal: Journal | ServerJournal,
+                 batch: list[Asked],
+                 if_still: State | None = None, # what was known of the deployment when `p` was prepared
+                 ) -> list[Said | None]:        # None: answer it the general way
     "Answer requests together, and log them"
     y = p.engine.answer(p.engine.encoder.rows([r for a in batch for r in a.rows]))
-    if y is None: return _one_by_one(p, journal, batch)
+    if y is None: return _one_by_one(p, journal, batch, if_still)
     labels = p.engine.labels(y).tolist()
     said = list(zip(labels, *y.T.tolist(), strict=True)) if len(p.outputs) > 1 else [(v,) for v in labels]
     rows, answers = rows_to_log(p, batch, said, clock.now())
-    try: journal.append(p.sql, rows)
-    except CLASH: return _one_by_one(p, journal, batch)
+    try: journal.append(p.sql, rows, p.dep, if_still)
+    except CLASH: return _one_by_one(p, journal, batch, if_still)
     except BUSY as e:
         log.info("the log takes nothing now (%s); the general way waits for it", e)
         return [None] * len(batch)
     return list(answers)
 
-def _one_by_one(p: Prepared, journal: Journal | ServerJournal, batch: list[Asked]) -> list[Said | None]:
+def _one_by_one(p: Prepared, journal: Journal | ServerJournal, batch: list[Asked], if_still: State | None) -> list[Said | None]:
     "Find out which request spoils the batch"
-    return [None] if len(batch) == 1 else [answer_batch(p, journal, [a])[0] for a in batch]
-
-# %% ../../nbs/deploy/hot.ipynb #658665d6
-def plain_reply(dep: Deployment, p: Prepared, asked: Asked, said: Said) -> bytes:
-    "The reply to a plain request"
-    return p.encode(said)
-
-def tensor_reply(dep: Deployment, p: Prepared, asked: Asked, said: Said) -> bytes:
-    "The reply to an inference request"
-    found = dict(zip(p.types, zip(*said, strict=True), strict=True))
-    outputs = [{"name": n, "datatype": p.types[n], "shape": [len(said)], "data": found[n]} for n in asked.outputs or found]
-    return msgspec.json.encode({"model_name": dep.name, "model_version": str(p.version.number), **({} if asked.id is None else {"id": asked.id}), "outputs": outputs})
+    def alone(asked: Asked) -> Said | None:
+        try: return answer_batch(p, journal, [asked], if_still)[0]
+        except Exception:  # what others were answered is in the log, and stays
+            log.exception("a request goes the general way")
+            return None
+    return [None] if len(batch) == 1 else [alone(a) for a in batch]
 
 # %% ../../nbs/deploy/hot.ipynb #26d4d9f3
 MOST_ROWS = 4_096 # of a batch
@@ -142,38 +165,47 @@ class Lane:
     aside: Journal | ServerJournal       # of the thread
     alone: bool = True                   # is it the only deployment that can be reached, whatever else there is?
     ready: Prepared | None = None
+    heard: State = UNKNOWN               # for which it is ready
     tried: int = -1                      # key of the version that was last prepared
-    archived: bool = False               # are there predictions in files?
     queue: list[Waiting] = field(default_factory=list)
-    busy: bool = False                   # is a batch in the thread?
-    company: float = 1.                  # requests in a batch, of late
+    running: Any = None                  # the task of a batch in the thread
+    hearing: Any = None                  # the task that asks who answers
+    company: float = 1.                  # requests in a large batch, of late
     timer: Any = None                    # runs while a batch waits for company
+    loop: Any = field(default_factory=asyncio.get_running_loop)
+    key: int = field(init=False)         # of the deployment
 
+    def __post_init__(self) -> None: self.key = self.dep.id
     def close(self) -> None: self.journal.close(); self.aside.close()
 
 def current(lane: Lane, journal: Journal | ServerJournal, unnamed: bool = False, ask: bool = False) -> Prepared | None: # unnamed: was no deployment named? ask: even if that takes a while
     "What answers now"
-    now = (journal.ask if ask else journal.state)(lane.dep.id)
-    lane.archived = now.archived
-    if unnamed and not lane.alone and now.deployments != 1: return None
+    now = (journal.ask if ask else journal.state)(lane.key)
     if now.rollout: lane.tried, lane.ready = -1, None
     elif now.champion != lane.tried:
         version = registry.version_by_id(lane.dep.ws, now.champion)
         engine = ready_engine(version)  # if there is none yet, the general way makes it
         lane.tried, lane.ready = (-1, None) if engine is None else (now.champion, prepared(lane.dep, version))
-    return lane.ready
+    lane.heard = now  # after what is ready: a thread that reads the two in the other order never takes an old one for a new one
+    return None if unnamed and not lane.alone and now.deployments != 1 else lane.ready
 
 # %% ../../nbs/deploy/hot.ipynb #bff2e29c
 def work(lane: Lane, journal: Journal | ServerJournal, batch: list[Waiting]) -> list[Said | None]:
     "Answer a batch, if the version that it was read for answers still"
-    try:
-        p = current(lane, journal, ask=True)
-        able = [p is not None and w.read_for is p and not (w.asked.ids and lane.archived) for w in batch]  # the general way looks for given ids in files
-        said = iter(answer_batch(p, journal, [w.asked for w, a in zip(batch, able, strict=True) if a]) if p is not None and any(able) else [])
-        return [next(said) if a else None for a in able]
+    heard, p = lane.heard, lane.ready
+    able = [w.read_for is p and not (w.asked.ids and heard.archived) for w in batch]  # the general way looks for given ids in files
+    try: said = iter(answer_batch(p, journal, [w.asked for w, a in zip(batch, able, strict=True) if a], heard) if p is not None and any(able) else [])
     except Exception:  # the general way answers, or says what is wrong
         log.exception("a batch of %d requests to %s goes the general way", len(batch), lane.dep.name)
         return [None] * len(batch)
+    out = [next(said) if a else None for a in able]
+    if None in out: _hear_again(lane, journal)
+    return out
+
+def _hear_again(lane: Lane, journal: Journal | ServerJournal) -> None:
+    "Find out whether somebody else answers now"
+    try: current(lane, journal, ask=True)
+    except Exception as e: log.info("nobody knows who answers for %s now (%s)", lane.dep.name, e)  # noqa: BLE001  what was answered stays answered
 
 def deliver(batch: list[Waiting], said: list[Said | None]) -> None:
     "Wake those who wait; some have gone"
@@ -184,7 +216,7 @@ def deliver(batch: list[Waiting], said: list[Said | None]) -> None:
 def flush(lane: Lane) -> None:
     "Answer those who wait"
     batch, rows, lane.timer = [], 0, None
-    lane.company += (len(lane.queue) - lane.company) / 8
+    lane.company = max(len(lane.queue), lane.company + (len(lane.queue) - lane.company) / 8)
     while lane.queue and rows < MOST_ROWS:
         batch.append(lane.queue.pop(0))
         rows += len(batch[-1].asked.rows)
@@ -192,9 +224,8 @@ def flush(lane: Lane) -> None:
     cost = batch[0].read_for.engine.single_us
     if not lane.journal.waits and cost < LONG and rows * cost < 20 * LONG: deliver(batch, work(lane, lane.journal, batch))
     else:
-        lane.busy = True
-        asyncio.ensure_future(_aside(lane, batch))
-    if lane.queue and not lane.busy: asyncio.get_running_loop().call_soon(flush, lane)
+        lane.running = asyncio.ensure_future(_aside(lane, batch))  # held, or it may be collected
+    if lane.queue and lane.running is None: lane.loop.call_soon(flush, lane)
 
 async def _aside(lane: Lane, batch: list[Waiting]) -> None:
     "Answer a batch in a thread"
@@ -202,19 +233,18 @@ async def _aside(lane: Lane, batch: list[Waiting]) -> None:
     try: said = await lane.run(work, lane, lane.aside, batch)
     finally:
         deliver(batch, said)
-        lane.busy = False
-        if lane.queue: asyncio.get_running_loop().call_soon(flush, lane)
+        lane.running = None
+        if lane.queue: lane.loop.call_soon(flush, lane)
 
 async def ask(lane: Lane, p: Prepared, asked: Asked) -> Said | None: # None: answer it the general way
     "Join the queue"
-    loop = asyncio.get_running_loop()
-    mine: asyncio.Future[Said | None] = loop.create_future()
+    mine: asyncio.Future[Said | None] = lane.loop.create_future()
     lane.queue.append(Waiting(asked, p, mine))
-    if lane.busy: return await mine
-    if len(lane.queue) == 1: lane.timer = loop.call_later(PATIENCE, flush, lane) if lane.company > 1.5 else loop.call_soon(flush, lane)
-    elif lane.company > 1.5 and lane.timer is not None and len(lane.queue) >= 1.2 * lane.company:
+    if lane.running is not None: return await mine
+    if len(lane.queue) == 1: lane.timer = lane.loop.call_later(PATIENCE, flush, lane) if lane.company > 1.5 else lane.loop.call_soon(flush, lane)
+    elif lane.company > 1.5 and lane.timer is not None and len(lane.queue) >= lane.company:
         lane.timer.cancel()
-        lane.timer = loop.call_soon(flush, lane)
+        lane.timer = lane.loop.call_soon(flush, lane)
     return await mine
 
 # %% ../../nbs/deploy/hot.ipynb #eb1db327
@@ -225,7 +255,7 @@ async def heard(lane: Lane) -> None:
 
 def listening(lane: Lane) -> Lane: # the same
     "Ask again, if it is time to"
-    if lane.journal.due(lane.dep.id): asyncio.ensure_future(heard(lane))
+    if lane.journal.waits and lane.journal.due(lane.key): lane.hearing = asyncio.ensure_future(heard(lane))
     return lane
 
 # %% ../../nbs/deploy/hot.ipynb #01aeb00a
@@ -289,6 +319,7 @@ class Front:
     lanes: dict[int, Lane] = field(default_factory=dict)         # by key of the deployment
     names: dict[str | None, Lane] = field(default_factory=dict)  # by name
     loop: Any = None                            # the event loop whose lanes they are
+    thread: int = 0                             # and its thread
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and await (tabled(self, scope, send) if scope["method"] == "GET" else together(self, scope, receive, send)): return
@@ -301,9 +332,8 @@ class Front:
 
 async def lane_of(front: Front, name: str | None) -> Lane | None: # None: the general way looks for it
     "The lane of a deployment"
-    loop = asyncio.get_running_loop()
-    if front.loop is None: front.loop = loop
-    if front.loop is not loop: return None
+    if front.loop is None: front.loop, front.thread = asyncio.get_running_loop(), get_ident()
+    if front.thread != get_ident() or not front.loop.is_running(): return None  # asking for the running loop each time would be a system call
     if name not in front.names:
         try: dep = await front.run(front.find, name)
         except MlnbError: return None
@@ -317,13 +347,14 @@ async def together(front: Front, scope: Scope, receive: Any, send: Any) -> bool:
     way = route(scope["path"]) if scope["method"] == "POST" else None
     lane = await lane_of(front, way[0]) if way is not None and is_usual(scope["headers"]) else None
     if lane is None or way is None: return False
-    p = lane.ready if lane.ready is not None and (way[0] is not None or lane.alone) else current(lane, lane.journal, way[0] is None)
+    p = lane.ready if way[0] is not None or lane.alone or lane.heard.deployments == 1 else None
+    if p is None: p = current(lane, lane.journal, way[0] is None)
     if p is None: return False
     body, messages = await whole(receive)
     asked = p.decoder.tensors(body) if way[1] else p.decoder.records(body)
     said = None if asked is None or not p.types.keys() >= set(asked.outputs or ()) else await ask(lane, p, asked)
     if asked is None or said is None: scope["mlnb.again"] = again(messages, receive)
-    else: await deliver_to(send, (tensor_reply if way[1] else plain_reply)(lane.dep, p, asked, said))
+    else: await deliver_to(send, (p.tensors if way[1] else p.plain)(asked, said))
     return said is not None
 
 async def tabled(front: Front, scope: Scope, send: Any) -> bool: # was it answered?

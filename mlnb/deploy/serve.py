@@ -285,7 +285,7 @@ class Application(FastAPI):
 def app(where: Workspace | Deployment,  # all deployments of a workspace, or one
         token: str | Path | None = None, # what callers must send as a bearer token, or a file of tokens, one a line, read again when it changes
         cors: tuple[str, ...] = (),     # origins of pages that may call
-        ) -> FastAPI:
+        ) -> Application:
     "The application that answers for a workspace or a deployment"
     allowed = tokens(token)
     site = Site(where.ws, where) if isinstance(where, Deployment) else Site(where)
@@ -443,13 +443,14 @@ def serve(where: Workspace | Deployment,  # all deployments of a workspace, or o
     except WorkspaceError: pass  # the probe says so, and callers hear why
     begin = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:"
     if port and (old := RUNNING.get(f"{begin}{port}")): old.stop()
-    core = _Uvicorn(_configured(application, tls))
+    core = _Uvicorn(_configured(application.outer, tls))
     sock = sock or listen(host, port, token)
     thread = threading.Thread(target=core.run, args=([sock],), name="mlnb-server", daemon=True)
     server = Server(f"{begin}{sock.getsockname()[1]}", core, thread, site=application.state.site)
     thread.start()
     if not core.up.wait(30): raise MlnbError(f"the server at {server.url} did not start within 30 seconds")
-    server.keeper = Keeper(application.state.site.ws.store).start()
+    store = application.state.site.ws.store
+    if store.engine.dialect.name == "sqlite": server.keeper = Keeper(store).start()
     if attend: server.beside = where.attend(tick)
     RUNNING[server.url] = server
     return server
