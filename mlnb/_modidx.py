@@ -989,6 +989,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.deploy.graph._looked_up': ('deploy/graph.html#_looked_up', 'mlnb/deploy/graph.py'),
                                    'mlnb.deploy.graph._max_abs': ('deploy/graph.html#_max_abs', 'mlnb/deploy/graph.py'),
                                    'mlnb.deploy.graph._min_max': ('deploy/graph.html#_min_max', 'mlnb/deploy/graph.py'),
+                                   'mlnb.deploy.graph._needed': ('deploy/graph.html#_needed', 'mlnb/deploy/graph.py'),
                                    'mlnb.deploy.graph._one_hot': ('deploy/graph.html#_one_hot', 'mlnb/deploy/graph.py'),
                                    'mlnb.deploy.graph._ordinal': ('deploy/graph.html#_ordinal', 'mlnb/deploy/graph.py'),
                                    'mlnb.deploy.graph._pipeline': ('deploy/graph.html#_pipeline', 'mlnb/deploy/graph.py'),

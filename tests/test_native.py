@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingClassifier, HistGradientBoostingClassifier, HistGradientBoostingRegressor, RandomForestClassifier
@@ -47,6 +48,7 @@ def make(folder: Path, name: str = "categories") -> tuple[Any, pd.DataFrame]:
 def test_machine_code_says_what_the_original_says(tmp_path: Path, name: str) -> None:
     version, X = make(tmp_path / "work", name)
     assert native.prepare(version, 10**10) and ce.engine(version).many.name == "native" and ce.engine(version).few.name == "onnx"
+    assert "TreeEnsemble" not in {n.op_type for n in onnx.load_from_string(native.halves(version.load(), version.schema)[0]).graph.node} # the trees are not asked twice
     for group, fit in ce.probes(version.schema, version.schema.conform(X).head(500), as_onnx(version.load(), version.schema).turning).items():
         said, engine = version.predict(fit), ce.engine(version)
         y = engine.many.run(engine.encoder.frame(fit))

@@ -44,13 +44,23 @@ class Graph:
         return name
 
 # %% ../../nbs/deploy/graph.ipynb #379d0b83
+def _needed(g: Graph, output: str) -> tuple[list[Any], list[Any]]: # nodes and constants
+    "What an output takes; the runtime would compute the rest, too"
+    wanted, nodes = {output}, []
+    for n in reversed(g.nodes):
+        if wanted.isdisjoint(n.output): continue
+        nodes.append(n)
+        wanted.update(n.input)
+    return nodes[::-1], [c for c in g.constants if c.name in wanted]
+
 def model_bytes(g: Graph, columns: int,  # of the input, called x: doubles of shape (n, columns)
                 output: str,             # what to give back, called y
                 ) -> bytes:
     "A graph as an ONNX file"
     from onnx import TensorProto, helper
     x, y = (helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, width]) for name, width in (("x", columns), ("y", None)))
-    body = helper.make_graph([*g.nodes, helper.make_node("Identity", [output], ["y"])], "mlnb", [x], [y], g.constants)
+    nodes, constants = _needed(g, output)
+    body = helper.make_graph([*nodes, helper.make_node("Identity", [output], ["y"])], "mlnb", [x], [y], constants)
     return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 5)], ir_version=9).SerializeToString())
 
 # %% ../../nbs/deploy/graph.ipynb #54305e91

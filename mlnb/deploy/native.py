@@ -129,7 +129,7 @@ def candidate(version: ModelVersion, graph: bytes, file: Path) -> Candidate:
     return Candidate("native", (graph,), len(version.schema), {} if many is None else many.refused, np.inf if many is None else many.limit, model=Native(file))
 
 # %% ../../nbs/deploy/native.ipynb #7b78f44a
-COST = 10. # seconds of CPU that compiling, and the comparison, may take
+COST = 6. # seconds of CPU that compiling, and the comparison, may take
 
 def pays(version: ModelVersion, rows: int) -> bool:
     "Is a job long enough to compile for?"
@@ -165,7 +165,7 @@ def _certify(version: ModelVersion, file: Path) -> Verdict: # raises Uncompiled,
 def prepare(version: ModelVersion, rows: int) -> bool: # is machine code used from now on?
     "Compile a version if a job of so many rows repays it"
     try:
-        if not pays(version, rows): return False
+        if not pays(version, rows): return adopt(version)  # somebody may have compiled it for a longer one
         file = cache() / f"{name_of(version)}.so"
         if not file.with_suffix(".json").exists() and not (v := _certify(version, file)).certified: log.warning("the machine code of %s is refused: %s", version.label, v.why)
     except (MlnbError, OSError) as e:
