@@ -14,142 +14,23 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..core import clock, registry
+from ..core import registry
 from ..core.errors import MlnbError, NotFound
-from ..core.events import ids_at
-from ..core.journal import BUSY, CLASH, UNKNOWN, Journal, ServerJournal, State, insert_sql, journals
-from ..core.privacy import Keeper, keeper
-from ..core.registry import Deployment, ModelVersion
-from .certificate import Engine, ready_engine
-from .decode import Asked, Decoder
+from ..core.journal import BUSY, UNKNOWN, Journal, ServerJournal, State, journals
+from ..core.registry import Deployment
+from .certificate import ready_engine
+from .decode import Asked
 from .lookup import lookup
-from .protocol import datatype
+from .prepared import Prepared, Said, answer_batch, prepared
 
 log = logging.getLogger("mlnb.hot")
 
 # %% auto #0
-__all__ = ['log', 'Said', 'Reply', 'MOST_ROWS', 'LONG', 'PATIENCE', 'Scope', 'MOST_BYTES', 'plain_reply', 'tensor_reply',
-           'Prepared', 'prepared', 'rows_to_log', 'answer_batch', 'Waiting', 'Lane', 'current', 'work', 'deliver',
+__all__ = ['log', 'MOST_ROWS', 'LONG', 'PATIENCE', 'Scope', 'MOST_BYTES', 'Waiting', 'Lane', 'current', 'work', 'deliver',
            'flush', 'ask', 'heard', 'listening', 'is_usual', 'whole', 'again', 'route', 'looked_up', 'deliver_to',
            'found', 'Front', 'lane_of', 'together', 'tabled']
 
 # %% ../../nbs/deploy/hot.ipynb #1654fd17
-Said = list[tuple[Any, ...]]             # for each row of a request: its id, and the outputs
-Reply = Callable[[Asked, Said], bytes]
-_encode = msgspec.json.Encoder().encode
-
-def plain_reply(dep: Deployment,
-                version: ModelVersion,
-                types: dict[str, str], # datatypes of the outputs, the id first
-                ) -> Reply:
-    "What makes the reply to records"
-    fields = [f"c{i}" for i in range(len(types))]
-    one = msgspec.defstruct("Answer", fields, rename=dict(zip(fields, types, strict=True)), gc=False)
-    head = _encode({"deployment": dep.name, "version": version.number})[:-1] + b',"predictions":'
-    return lambda asked, said: head + _encode([one(*r) for r in said]) + b"}"
-
-def tensor_reply(dep: Deployment, version: ModelVersion, types: dict[str, str]) -> Reply:
-    "What makes the reply to an inference request"
-    head = _encode({"model_name": dep.name, "model_version": str(version.number)})[:-1]
-    starts = {n: _encode({"name": n, "datatype": t})[:-1] + b',"shape":[' for n, t in types.items()}
-    def reply(asked: Asked, said: Said) -> bytes:
-        shape, found = b'%d],"data":' % len(said), dict(zip(types, zip(*said, strict=True), strict=True))
-        echo = b"" if asked.id is None else b',"id":' + _encode(asked.id)
-        outputs = b"},".join([starts[n] + shape + _encode(found[n]) for n in asked.outputs or types])
-        return b'%b%b,"outputs":[%b}]}' % (head, echo, outputs)
-    return reply
-
-# %% ../../nbs/deploy/hot.ipynb #888c65f9
-class Prepared(NamedTuple):
-    "What it takes to answer for a version"
-    dep: int                 # key of the deployment
-    number: int              # of the version
-    engine: Engine
-    decoder: Decoder
-    sql: str                 # adds a row to the log
-    outputs: list[str]       # prediction, and scores
-    types: dict[str, str]    # datatypes of the outputs, the id first
-    plain: Reply             # to records
-    tensors: Reply           # to an inference request
-    keep: Keeper | None      # what the log hashes or omits
-
-def prepared(dep: Deployment, version: ModelVersion) -> Prepared | None: # None: answer the general way
-    "Prepare for a version, if its engine is ready"
-    engine = ready_engine(version)
-    if engine is None or engine.few is None or version.schema.names != dep.schema.names or version.outputs.names != dep.outputs.names: return None
-    try: decoder = Decoder(version.schema, dep.strict)
-    except KeyError: return None
-    types = {"id": "BYTES", **{c.name: datatype(c) for c in version.outputs.columns}}
-    return Prepared(dep.id, version.number, engine, decoder, insert_sql(dep), version.outputs.names, types, plain_reply(dep, version, types), tensor_reply(dep, version, types), keeper(dep))
-
-# %% ../../nbs/deploy/hot.ipynb #a7e3234c
-def rows_to_log(p: Prepared, batch: list[Asked], said: list[tuple[Any, ...]], now: int) -> tuple[list[tuple[Any, ...]], list[Said]]: # rows of the log, answers
-    "What becomes of the answers to a batch"
-    made, number, out, answers, at = ids_at(now, len(said)), p.number, [], [], 0
-    for asked in batch:
-        rows = asked.rows
-        if len(rows) == 1 and asked.ids is asked.times is asked.units is None and p.keep is None and not p.engine.encoder.narrow: # nearly always
-            i, o = made[at], said[at]
-            out.append((i, now, now, number, None, "http", *rows[0], *o))
-            answers.append([(i, *o)])
-        else:
-            logged, answer = _logged(p, asked, made[at:at + len(rows)], said[at:at + len(rows)], now)
-            out += logged
-            answers.append(answer)
-        at += len(rows)
-    return out, answers
-
-def _logged(p: Prepared, asked: Asked, made: list[str], outputs: list[tuple[Any, ...]], now: int) -> tuple[list[tuple[Any, ...]], Said]: # made: ids, if none were given
-    "The same for one request, whatever it says"
-    ids, times, units, rows, narrow = asked.ids or made, asked.times or [now] * len(made), asked.units or [None] * len(made), asked.rows, p.engine.encoder.narrow
-    if narrow: rows = [_narrowed(r, narrow) for r in rows]
-    if p.keep is not None: rows, units = _hidden(p.keep, rows, units)
-    out = [(i, t, now, p.number, u, "http", *row, *o) for i, t, u, row, o in zip(ids, times, units, rows, outputs, strict=True)]
-    return out, [(i, *o) for i, o in zip(ids, outputs, strict=True)]
-
-def _hidden(keep: Keeper, rows: list[tuple[Any, ...]], units: list[Any]) -> tuple[list[tuple[Any, ...]], list[Any]]:
-    "Rows and units as a log keeps them that hashes or omits some"
-    way = keep.unit
-    return [tuple(v if k is None else k(v) for k, v in zip(keep.cells, r, strict=True)) for r in rows], units if way is None else [way(u) for u in units]
-
-def _narrowed(row: tuple[Any, ...], places: list[int]) -> tuple[Any, ...]:
-    "A row with numbers as single precision has them, where training had that"
-    import numpy as np
-    return tuple(float(np.float32(v)) if i in places and v is not None else v for i, v in enumerate(row))
-
-# %% ../../nbs/deploy/hot.ipynb #b209dc34
-def answer_batch(p: Prepared,
-                 journal: Journal | ServerJournal,
-                 batch: list[Asked],
-                 if_still: State | None = None, # what was known of the deployment when `p` was prepared
-                 ) -> list[Said | None]:        # None: answer it the general way
-    "Answer requests together, and log them"
-    y = p.engine.answer(p.engine.encoder.rows([r for a in batch for r in a.rows]))
-    if y is None: return _one_by_one(p, journal, batch, if_still)
-    labels = p.engine.labels(y).tolist()
-    said = list(zip(labels, *y.T.tolist(), strict=True)) if len(p.outputs) > 1 else [(v,) for v in labels]
-    rows, answers = rows_to_log(p, batch, said, clock.now())
-    try: journal.append(p.sql, rows, p.dep, if_still)
-    except CLASH: return _one_by_one(p, journal, batch, if_still)
-    except BUSY as e:
-        log.info("the log takes nothing now (%s); the general way waits for it", e)
-        return [None] * len(batch)
-    return list(answers)
-
-def _one_by_one(p: Prepared, journal: Journal | ServerJournal, batch: list[Asked], if_still: State | None) -> list[Said | None]:
-    "Find out which request spoils the batch"
-    def alone(asked: Asked) -> Said | None:
-        try: return answer_batch(p, journal, [asked], if_still)[0]
-        except Exception:  # what others were answered is in the log, and stays
-            log.exception("a request goes the general way")
-            return None
-    return [None] if len(batch) == 1 else [alone(a) for a in batch]
-
-# %% ../../nbs/deploy/hot.ipynb #26d4d9f3
-MOST_ROWS = 4_096 # of a batch
-LONG = 1_000.     # microseconds
-PATIENCE = .001   # seconds that a batch waits for company
-
 class Waiting(NamedTuple):
     "A request in the queue"
     asked: Asked
@@ -178,7 +59,12 @@ class Lane:
     def __post_init__(self) -> None: self.key = self.dep.id
     def close(self) -> None: self.journal.close(); self.aside.close()
 
-def current(lane: Lane, journal: Journal | ServerJournal, unnamed: bool = False, ask: bool = False) -> Prepared | None: # unnamed: was no deployment named? ask: even if that takes a while
+# %% ../../nbs/deploy/hot.ipynb #888c65f9
+def current(lane: Lane,
+            journal: Journal | ServerJournal,
+            unnamed: bool = False,  # was no deployment named?
+            ask: bool = False,      # even if that takes a while
+            ) -> Prepared | None:
     "What answers now"
     now = (journal.ask if ask else journal.state)(lane.key)
     if now.rollout: lane.tried, lane.ready = -1, None
@@ -189,7 +75,7 @@ def current(lane: Lane, journal: Journal | ServerJournal, unnamed: bool = False,
     lane.heard = now  # after what is ready: a thread that reads the two in the other order never takes an old one for a new one
     return None if unnamed and not lane.alone and now.deployments != 1 else lane.ready
 
-# %% ../../nbs/deploy/hot.ipynb #bff2e29c
+# %% ../../nbs/deploy/hot.ipynb #a7e3234c
 def work(lane: Lane, journal: Journal | ServerJournal, batch: list[Waiting]) -> list[Said | None]:
     "Answer a batch, if the version that it was read for answers still"
     heard, p = lane.heard, lane.ready
@@ -207,12 +93,15 @@ def _hear_again(lane: Lane, journal: Journal | ServerJournal) -> None:
     try: current(lane, journal, ask=True)
     except Exception as e: log.info("nobody knows who answers for %s now (%s)", lane.dep.name, e)  # noqa: BLE001  what was answered stays answered
 
+# %% ../../nbs/deploy/hot.ipynb #ec324a06
+MOST_ROWS = 4_096 # of a batch
+LONG = 1_000.     # microseconds
+
 def deliver(batch: list[Waiting], said: list[Said | None]) -> None:
     "Wake those who wait; some have gone"
     for w, s in zip(batch, said, strict=True):
         if not w.said.done(): w.said.set_result(s)
 
-# %% ../../nbs/deploy/hot.ipynb #dc99b841
 def flush(lane: Lane) -> None:
     "Answer those who wait"
     batch, rows, lane.timer = [], 0, None
@@ -223,8 +112,7 @@ def flush(lane: Lane) -> None:
     if not batch: return
     cost = batch[0].read_for.engine.single_us
     if not lane.journal.waits and cost < LONG and rows * cost < 20 * LONG: deliver(batch, work(lane, lane.journal, batch))
-    else:
-        lane.running = asyncio.ensure_future(_aside(lane, batch))  # held, or it may be collected
+    else: lane.running = asyncio.ensure_future(_aside(lane, batch))  # held, or it may be collected
     if lane.queue and lane.running is None: lane.loop.call_soon(flush, lane)
 
 async def _aside(lane: Lane, batch: list[Waiting]) -> None:
@@ -235,6 +123,9 @@ async def _aside(lane: Lane, batch: list[Waiting]) -> None:
         deliver(batch, said)
         lane.running = None
         if lane.queue: lane.loop.call_soon(flush, lane)
+
+# %% ../../nbs/deploy/hot.ipynb #3fc87fd5
+PATIENCE = .001   # seconds that a batch waits for company
 
 async def ask(lane: Lane, p: Prepared, asked: Asked) -> Said | None: # None: answer it the general way
     "Join the queue"
@@ -270,12 +161,14 @@ def is_usual(headers: list[tuple[bytes, bytes]]) -> bool:
         if name in (b"content-encoding", b"inference-header-content-length", b"transfer-encoding", b"expect"): return False
     return True
 
+# %% ../../nbs/deploy/hot.ipynb #92cec631
 async def whole(receive: Callable[[], Awaitable[Scope]]) -> tuple[bytes, list[Scope]]: # the body, and the messages it came in
     "The body of a request"
     messages = [await receive()]
     while messages[-1]["type"] == "http.request" and messages[-1].get("more_body"): messages.append(await receive())
     return messages[0].get("body", b"") if len(messages) == 1 else b"".join(m.get("body", b"") for m in messages), messages
 
+# %% ../../nbs/deploy/hot.ipynb #5a672891
 def again(messages: list[Scope], receive: Callable[[], Awaitable[Scope]]) -> Callable[[], Awaitable[Scope]]:
     "The same messages for whoever comes after us"
     left = iter(messages)
@@ -341,7 +234,7 @@ async def lane_of(front: Front, name: str | None) -> Lane | None: # None: the ge
         front.names[name] = front.lanes.get(dep.id) or front.lanes.setdefault(dep.id, Lane(dep, front.run, *journals(dep.ws.store), front.only))
     return listening(front.names[name])
 
-# %% ../../nbs/deploy/hot.ipynb #5af389d8
+# %% ../../nbs/deploy/hot.ipynb #678a5665
 async def together(front: Front, scope: Scope, receive: Any, send: Any) -> bool: # was it answered? if not, what was read stands in scope["mlnb.again"]
     "Answer with others"
     way = route(scope["path"]) if scope["method"] == "POST" else None
@@ -352,7 +245,7 @@ async def together(front: Front, scope: Scope, receive: Any, send: Any) -> bool:
     if p is None: return False
     body, messages = await whole(receive)
     asked = p.decoder.tensors(body) if way[1] else p.decoder.records(body)
-    said = None if asked is None or not p.types.keys() >= set(asked.outputs or ()) else await ask(lane, p, asked)
+    said = await ask(lane, p, asked) if asked is not None and p.speaks(asked) else None
     if asked is None or said is None: scope["mlnb.again"] = again(messages, receive)
     else: await deliver_to(send, (p.tensors if way[1] else p.plain)(asked, said))
     return said is not None
@@ -361,6 +254,6 @@ async def tabled(front: Front, scope: Scope, send: Any) -> bool: # was it answer
     "Answer with what was computed beforehand"
     wanted = looked_up(scope["path"])
     lane = await lane_of(front, wanted[0]) if wanted is not None else None
-    if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.dep.id).deployments != 1): return False
+    if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.key).deployments != 1): return False
     if (out := found(lane, wanted[1])) is not None: await deliver_to(send, out)
     return out is not None
