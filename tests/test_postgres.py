@@ -456,6 +456,8 @@ def test_processes_of_a_service_and_of_a_batch_open_the_database(ws, tmp_path):
     pq.write_table(pa.table({"x": np.arange(4000.)}), tmp_path / "rows.parquet", row_group_size=1000)
     done = dep.score(tmp_path / "rows.parquet", tmp_path / "said.parquet", workers=2, batch_rows=100, progress=False)
     assert done.rows == 4000 and len(dep.predictions()) == 4001
+    done = dep.score(tmp_path / "rows.parquet", tmp_path / "again.parquet", engine="dask", workers=2, batch_rows=1000, log=False, progress=False)
+    assert done.rows == 4000 and pq.read_table(tmp_path / "again.parquet")["score"].equals(pq.read_table(tmp_path / "said.parquet")["score"])
 
 
 def test_schemas_hold_workspaces_apart(url, tmp_path):

@@ -19,8 +19,8 @@ from .events import tables
 from .registry import Deployment
 
 # %% auto #0
-__all__ = ['UNKNOWN', 'CLASH', 'BUSY', 'ENOUGH', 'insert_sql', 'State', 'Changed', 'Journal', 'ServerJournal', 'journals',
-           'checkpoint']
+__all__ = ['UNKNOWN', 'CLASH', 'BUSY', 'ENOUGH', 'insert_sql', 'State', 'Changed', 'begin', 'Journal', 'ServerJournal',
+           'journals', 'checkpoint']
 
 # %% ../../nbs/core/journal.ipynb #06a069d2
 def insert_sql(dep: Deployment) -> str: # with a mark for each of: id, at, logged, version, unit, source, features, outputs
@@ -39,14 +39,24 @@ class State(NamedTuple):
     @classmethod
     def of(cls, row: Any) -> State: return cls(row[0], row[1], bool(row[2]), bool(row[3])) # from _STATE
 
+class Changed(MlnbError):
+    "Somebody else answers now; nothing was logged"
+
 _STATE = """SELECT (SELECT count(*) FROM deployments),
     (SELECT version_id FROM roles WHERE deployment_id = :dep AND role = 'champion' ORDER BY at DESC, id DESC LIMIT 1),
     EXISTS (SELECT 1 FROM rollouts WHERE deployment_id = :dep AND active = 1), EXISTS (SELECT 1 FROM archives WHERE deployment_id = :dep)"""
 
-# %% ../../nbs/core/journal.ipynb #30f749c0
-class Changed(MlnbError):
-    "Somebody else answers now; nothing was logged"
+# %% ../../nbs/core/journal.ipynb #b903cab5
+def begin(c: sqlite3.Connection, tries: int = 40) -> None: # raises sqlite3.OperationalError after some milliseconds
+    "Begin to write"
+    for i in range(tries):
+        try: c.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            if i == tries - 1: raise
+            time.sleep(5e-6 * i)
+        else: return
 
+# %% ../../nbs/core/journal.ipynb #30f749c0
 class Journal:
     "A connection that appends to the log, and knows who answers"
     waits = False # may the event loop use it?
@@ -65,15 +75,6 @@ class Journal:
     def ask(self, dep: int) -> State: return self.state(dep)
     def due(self, dep: int) -> bool: return False
 
-    def begin(self, tries: int = 40) -> None: # raises sqlite3.OperationalError after some milliseconds
-        "Begin to write; another process's transaction takes a fraction of a millisecond"
-        for i in range(tries):
-            try: self.c.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                if i == tries - 1: raise
-                time.sleep(5e-6 * i)
-            else: return
-
     def append(self,
                sql: str,                          # see `insert_sql`
                rows: list[tuple[Any, ...]],
@@ -81,7 +82,7 @@ class Journal:
                if_still: State | None = None,     # what was known of it when the rows were made
                ) -> None:                         # raises sqlite3.Error or Changed, keeping none
         "Add rows in one transaction"
-        self.begin()
+        begin(self.c)
         try:
             if if_still is not None and self.state(dep) != if_still: raise Changed("who answers has changed")
             self.c.executemany(sql, rows)

@@ -141,8 +141,11 @@ def processes(task: Task, numbers: Iterable[int], tell: Tell, check: Callable[[]
         finally: crew.end()
 
 # %% ../../nbs/deploy/workers.ipynb #52ec16d0
-def dask_part(folder: str, number: int, url: str | None, check: bool) -> str: # a report, in JSON
+def dask_part(folder: str, number: int, url: str | None, check: bool,
+              env: dict[str, str],  # what opening the workspace takes
+              ) -> str:             # a report, in JSON
     "Answer a part on a worker of a cluster"
+    os.environ.update(env)
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1): return answer_part(_task(folder, url, (Path(folder) / "plan.json").stat().st_mtime_ns), number, check).to_json()
 
@@ -164,7 +167,7 @@ def on_dask(task: Task, numbers: Iterable[int], tell: Tell, check: Callable[[], 
     "Answer parts by the workers of a Dask cluster"
     distributed, url, left = need("distributed", "scale"), task.feed.sql.url if task.feed.sql else None, list(numbers)[::-1]
     with cluster(client, size) as c:
-        def submit() -> Any: return c.submit(dask_part, str(task.folder.resolve()), left.pop(), url, check(), pure=False)
+        def submit() -> Any: return c.submit(dask_part, str(task.folder.resolve()), left.pop(), url, check(), task.dep.ws.store.env, pure=False)
         running = distributed.as_completed([submit() for _ in range(min(len(left), 2 * max(sum(c.nthreads().values()), 1)))])
         try:
             for done in running:
