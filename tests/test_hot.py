@@ -2,6 +2,7 @@
 import http.client
 import json
 import os
+import random
 import signal
 import ssl
 import subprocess
@@ -20,8 +21,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 import mlnb
 from mlnb.core import events
+from mlnb.core.schema import Schema
+from mlnb.deploy import protocol
 from mlnb.deploy import serve as serving
 from mlnb.deploy.certificate import Candidate
+from mlnb.deploy.decode import Decoder
 
 JSON = {"content-type": "application/json"}
 SLOW = {"content-type": "application/json; charset=utf-8"}  # a header that the fast path leaves to the general way
@@ -90,6 +94,44 @@ def without_ids(answer: Any) -> Any:
     "An answer, without what is made anew each time"
     if "predictions" in answer: return answer | {"predictions": [{k: round(v, 9) if k == "score" else v for k, v in p.items() if k != "id"} for p in answer["predictions"]]}
     return answer | {"outputs": [o | ({"data": [round(v, 9) for v in o["data"]]} if o["name"] == "score" else {}) for o in answer["outputs"] if o["name"] != "id"]}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("matrix", [False, True])
+def test_tensors_are_read_as_the_general_way_reads_them(matrix: bool, strict: bool) -> None:
+    X = frame()[["wind", "temp"]] if matrix else frame()
+    schema, rng, taken = Schema.capture(X), random.Random(0), 0
+    decoder = Decoder(schema, strict)
+    kinds = {c.name: protocol.datatype(c) for c in schema.columns}
+    usual: dict[str, list[Any]] = {"FP64": [1.5, 3, 20.25, 8, 9.5, 12, 15, None], "INT64": [100, 200], "BOOL": [True, False], "BYTES": ["D01", "D02"]}
+    odd: dict[str, list[Any]] = {"FP64": [1e39, "calm", True, None, -1e300], "INT64": [2.0, 2.5, 2**63, None], "BOOL": [1, 0, "yes"], "BYTES": ["D99", "", 3, None]}
+    def some(kind: str, n: int) -> list[Any]: return [rng.choice((odd if rng.random() < .03 else usual)[kind]) for _ in range(n)]
+    for _ in range(4000):
+        n = rng.randint(1, 3)
+        inputs = [{"name": c, "datatype": rng.choice(["FP64", "FP64", "FP32"]) if k == "FP64" else k, "shape": rng.choice([[n], [n, 1]]), "data": some(k, n)} for c, k in kinds.items()]
+        if matrix and rng.random() < .7: inputs = [{"name": "matrix", "datatype": rng.choice(["FP64", "FP32"]), "shape": [n, 2], "data": some("FP64", 2 * n)}]
+        rng.shuffle(inputs)
+        request: dict[str, Any] = {"inputs": inputs}
+        match rng.randint(0, 30):
+            case 0: inputs.append(inputs[0])
+            case 1: inputs.pop()
+            case 2: inputs[0]["shape"] = [n + 1]
+            case 3: inputs[0]["datatype"] = rng.choice(["INT32", "FP16", "BYTES", "FP99"])
+            case 4: inputs[0]["parameters"] = {"binary_data_size": 8}
+            case 5: inputs[0]["data"] = inputs[0]["data"][:-1]
+            case 6: inputs[0]["name"] = "more"
+            case 7: request["parameters"] = {"unit": rng.choice(["a", ["a"] * n, ["a"] * (n + 1), 7, True])}
+            case 8: request["outputs"] = [{"name": rng.choice(["score", "mood"])}, {"name": "score"}]
+            case 9: inputs[0]["data"] = [[v] for v in inputs[0]["data"]]
+        body = json.dumps(request).encode()
+        if (asked := decoder.tensors(body)) is None: continue
+        taken += 1
+        fit = schema.conform(protocol.read_inputs(json.loads(body), schema), strict=strict)  # raises if the general way refuses it
+        for (_, column), mine in zip(fit.items(), zip(*asked.rows, strict=True), strict=True):
+            known = [m if not hasattr(column, "cat") or m in column.cat.categories else None for m in mine]  # levels that nobody knows are logged as they came
+            assert [None if pd.isna(v) else v for v in column.astype(object)] == pytest.approx([None if m is None else np.float32(m) if column.dtype == "float32" else m for m in known])
+        assert asked.units == (None if (unit := (request.get("parameters") or {}).get("unit")) is None else list(map(str, unit)) if isinstance(unit, list) else [str(unit)] * n)
+    assert 200 < taken < 3900
 
 
 def test_a_rollout_and_a_strict_deployment_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
