@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,50 +18,10 @@ from sklearn.utils.metaestimators import available_if
 
 from .errors import ArtefactError, ParameterError
 from .lazy import VERBS, resolve
+from .onnx_file import check_file, inference, parsed
 
 # %% auto #0
-__all__ = ['DOMAINS', 'parsed', 'check_file', 'inference', 'Inputs', 'read_inputs', 'feeds', 'read_output', 'distribution',
-           'Fitted', 'known', 'OnnxModel']
-
-# %% ../../nbs/core/onnx_model.ipynb #c03da51f
-DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"} # operators that are compiled into ONNX Runtime
-
-def _messages(m: Any) -> Iterator[Any]:
-    "A message of a protobuf file and all inside it, down to tensors"
-    yield m
-    if type(m).__name__ == "TensorProto": return
-    for field, value in m.ListFields():
-        if field.message_type is None: continue
-        for part in [value] if hasattr(value, "ListFields") else value: yield from _messages(part)
-
-def parsed(data: bytes) -> Any: # raises ArtefactError
-    "An ONNX file as a message"
-    import onnx
-    from google.protobuf.message import DecodeError
-    try: m = onnx.ModelProto.FromString(data)
-    except DecodeError: m = onnx.ModelProto()
-    if not m.ir_version or not m.graph.node: raise ArtefactError(f"this is no ONNX model (it begins with {data[:4]!r}); give the path or the bytes of a .onnx file")
-    return m
-
-# %% ../../nbs/core/onnx_model.ipynb #14accc3c
-def check_file(data: bytes) -> None: # raises ArtefactError with all that is wrong
-    "Refuse a file that needs other files, or code"
-    m = parsed(data)
-    parts = list(_messages(m))
-    domains = sorted({p.domain for p in parts if type(p).__name__ == "NodeProto"} - DOMAINS - {f.domain for f in m.functions})
-    outside = [p.name for p in parts if type(p).__name__ == "TensorProto" and (p.data_location == p.EXTERNAL or len(p.external_data))]
-    wrong = [f"it needs operators of {', '.join(map(repr, domains))}, which want a library of their own; use those of ONNX itself"] if domains else []
-    if outside: wrong.append(f"{len(outside)} of its tensors are in other files ({', '.join(outside[:3])}); save it as one file")
-    if wrong: raise ArtefactError("this ONNX file is refused: " + "; and ".join(wrong))
-
-# %% ../../nbs/core/onnx_model.ipynb #ceb064a0
-def inference(data: bytes) -> Any: # an onnxruntime.InferenceSession; raises whatever ONNX Runtime raises
-    "What computes a graph, in one thread"
-    import onnxruntime as ort
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+__all__ = ['Inputs', 'read_inputs', 'feeds', 'read_output', 'distribution', 'Fitted', 'known', 'OnnxModel']
 
 # %% ../../nbs/core/onnx_model.ipynb #af83a146
 _DTYPES = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(uint8)": "u1", "tensor(bool)": "?", "tensor(string)": "O"}

@@ -5,14 +5,14 @@
 # %% ../../nbs/deploy/compiled.ipynb #78627af2
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from ..core.onnx_model import OnnxModel
 from ..core.schema import Schema
 from . import trees as forests
 from .graph import Graph, Matrix, Uncompiled, mapped, matrix_of, model_bytes, numbers, session, step, take
@@ -20,9 +20,11 @@ from .graph import Graph, Matrix, Uncompiled, mapped, matrix_of, model_bytes, nu
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mlnb.core.onnx_model import OnnxModel
+
 # %% auto #0
-__all__ = ['Answered', 'final', 'parted', 'Candidate', 'as_given', 'before', 'as_onnx', 'as_skl2onnx', 'as_arrays', 'Encoder',
-           'answered']
+__all__ = ['Answered', 'final', 'parted', 'Candidate', 'is_onnx', 'as_given', 'before', 'as_onnx', 'as_skl2onnx', 'as_arrays',
+           'Encoder', 'answered']
 
 # %% ../../nbs/deploy/compiled.ipynb #fe3f9037
 def _product(g: Graph, name: str, weights: Any, intercept: Any) -> str:
@@ -124,9 +126,14 @@ def _answers(said: Any) -> np.ndarray:
     p = np.asarray(said, float).reshape(len(said), -1)
     return p[:, 1:] if p.shape[1] == 2 else p
 
+def is_onnx(model: Any) -> TypeGuard[OnnxModel]: # if nobody has loaded what such models need, it is none
+    "Did a model come as ONNX?"
+    kind = sys.modules.get("mlnb.core.onnx_model")
+    return kind is not None and isinstance(model, kind.OnnxModel)
+
 def _asked(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     "An estimator as a function of a matrix"
-    if isinstance(model, OnnxModel): return lambda x: _answers(model.answers(x))
+    if is_onnx(model): return lambda x: _answers(model.answers(x))
     return lambda x: _answers(model.predict_proba(x) if hasattr(model, "predict_proba") else model.predict(x))
 
 # %% ../../nbs/deploy/compiled.ipynb #386d4b6e
@@ -155,7 +162,7 @@ def before(model: Any, schema: Schema) -> tuple[Graph, Matrix, Any]: # raises Un
 
 def as_onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "The whole model in double precision"
-    if isinstance(model, OnnxModel): return as_given(model, schema)
+    if is_onnx(model): return as_given(model, schema)
     g, m, last = before(model, schema)
     said = final(g, m, last)
     turning = forests.turning_points(*said.trees) if said.trees else {}
@@ -184,7 +191,7 @@ def as_skl2onnx(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
 # %% ../../nbs/deploy/compiled.ipynb #4e3936ab
 def as_arrays(model: Any, schema: Schema) -> Candidate: # raises Uncompiled
     "Our graph before, and the model itself"
-    if isinstance(model, OnnxModel): return as_given(model, schema)
+    if is_onnx(model): return as_given(model, schema)
     g, m, last = before(model, schema)
     if getattr(last, "_preprocessor", None) is not None: raise Uncompiled(f"{type(last).__name__} encodes categories itself, and wants frames")
     m = numbers(g, m)

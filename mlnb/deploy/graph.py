@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import MlnbError
+from ..core.onnx_file import inference
 from ..core.schema import Schema
 
 # %% auto #0
@@ -66,7 +67,6 @@ def model_bytes(g: Graph, columns: int,  # of the input, called x: doubles of sh
 # %% ../../nbs/deploy/graph.ipynb #54305e91
 def session(model: bytes) -> Any: # raises MlnbError, if this runtime cannot load it
     "What runs a graph, in one thread"
-    from mlnb.core.onnx_model import inference
     try: return inference(model)
     except Exception as e:  # ONNX Runtime raises a class of its own for each of its states
         raise Uncompiled(f"ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from e
