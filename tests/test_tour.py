@@ -1,5 +1,7 @@
 "The whole life through the command line, as a stranger would run it"
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,10 +62,26 @@ def run_tour(folder):
     return json.loads(out), peak[0]
 
 
+def once(folder):
+    "A tour that all workers of pytest share: who comes first makes it, and the others wait"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made := folder / "made.json").exists():
+            begun = folder / "begun"
+            assert not begun.exists(), "this tour failed in another worker"
+            begun.touch()
+            made.write_text(json.dumps(run_tour(folder)))
+        return json.loads(made.read_text())
+
+
 @pytest.fixture(scope="module")
 def tours(tmp_path_factory):
-    folders = [tmp_path_factory.mktemp("tour") for _ in range(2)]
-    return folders, [run_tour(f) for f in folders]
+    "The folders of two tours, and what they said; two workers make one each"
+    worker, where = os.environ.get("PYTEST_XDIST_WORKER", ""), tmp_path_factory.getbasetemp()
+    folders = [(where.parent if worker else where) / f"tour-{i}" for i in range(2)]
+    said = {f: once(f) for f in (folders[::-1] if worker == "gw1" else folders)}
+    return folders, [said[f] for f in folders]
 
 
 def test_the_months_are_those_of_the_year(tours):
