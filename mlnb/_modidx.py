@@ -736,6 +736,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlnb.core.store._look': ('core/store.html#_look', 'mlnb/core/store.py'),
                                  'mlnb.core.store._make': ('core/store.html#_make', 'mlnb/core/store.py'),
                                  'mlnb.core.store._prepare': ('core/store.html#_prepare', 'mlnb/core/store.py'),
+                                 'mlnb.core.store._read': ('core/store.html#_read', 'mlnb/core/store.py'),
                                  'mlnb.core.store._table': ('core/store.html#_table', 'mlnb/core/store.py'),
                                  'mlnb.core.store._text': ('core/store.html#_text', 'mlnb/core/store.py'),
                                  'mlnb.core.store._typed_row': ('core/store.html#_typed_row', 'mlnb/core/store.py'),

@@ -153,3 +153,16 @@ def test_bulk_reads_keep_the_locks_of_their_process(tmp_path):
     assert len(names(st.open_store(work))) == 3 * 120 * 50
     with sqlite3.connect(work / "mlnb.db") as c:
         assert c.execute("pragma integrity_check").fetchone() == ("ok",)
+
+
+def test_halves_that_two_threads_read_are_one_table(tmp_path):
+    n = 2 * st.LARGE + 1
+    t = sa.Table("readings", sa.MetaData(), sa.Column("at", sa.BigInteger), sa.Column("wind", sa.Float), sa.Column("who", sa.Text))
+    store = st.open_store(tmp_path)
+    with store.write() as c:
+        t.create(c)
+        c.execute(t.insert(), [{"at": i, "wind": None if i < st.LARGE + 10 else i / 2, "who": None if i > 5 else "a"} for i in range(n)])
+    read = st.fetch(store, sa.select(t))
+    assert [str(f.type) for f in read.schema] == ["int64", "double", "string"] and len(read) == n
+    assert sorted(read["at"].to_pylist()) == list(range(n)) and read["wind"].null_count == st.LARGE + 10 and read["who"].null_count == n - 6
+    assert len(st.fetch(store, sa.select(t).where(t.c.at < 0))) == 0

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'metadata', 'TEXT', 'NUMBER', 'META', 'MODELS', 'VERSIONS', 'DEPLOYMENTS', 'ROLES', 'DECISIONS', 'REPORTS',
-           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'ARCHIVES', 'AUDIT', 'Clash', 'ADDRESS', 'address',
-           'connect', 'Store', 'mark', 'insert_sql', 'insert', 'among', 'no_such_table', 'make_tables', 'check_format',
-           'open_store', 'holds_workspace', 'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
+           'ROLLOUTS', 'MOVES', 'WINDOWS', 'FOLDED', 'CERTIFICATES', 'ARCHIVES', 'AUDIT', 'Clash', 'ADDRESS', 'LARGE',
+           'address', 'connect', 'Store', 'mark', 'insert_sql', 'insert', 'among', 'no_such_table', 'make_tables',
+           'check_format', 'open_store', 'holds_workspace', 'artefact_path', 'keep', 'put', 'load', 'get', 'fetch']
 
 # %% ../../nbs/core/store.ipynb #f21f8b7d
 FORMAT = 1  # version of the layout below; a workspace of a newer one is refused
@@ -319,7 +319,7 @@ def _typed_row(query: sa.Select[Any]) -> str:
     return "SELECT " + ", ".join(zero[c.type.python_type] for c in query.selected_columns)
 
 # %% ../../nbs/core/store.ipynb #f0b90c47
-def _copy(store: Store, query: sa.Select[Any], file: Path) -> None:
+def _copy(store: Store, query: sa.Select[Any], file: Path) -> int: # rows, with the typed one
     "Put the typed row and the rows of `query` into table `t` of a new database"
     rows = str(query.compile(store.engine, compile_kwargs={"literal_binds": True}))  # values bound as literals
     names = ", ".join(f"c{i}" for i in range(len(query.selected_columns)))
@@ -330,17 +330,30 @@ def _copy(store: Store, query: sa.Select[Any], file: Path) -> None:
             for setting in ("journal_mode=off", "synchronous=off", "page_size=65536"): run(f"PRAGMA copy.{setting}")
             run(f"CREATE TABLE copy.t ({names})")
             for sql in (_typed_row(query), rows): run(f"INSERT INTO copy.t {sql}")
+            return int(run("SELECT max(rowid) FROM copy.t").fetchone()[0])
         finally: run("DETACH copy")
 
-# %% ../../nbs/core/store.ipynb #7a3ca71d
+# %% ../../nbs/core/store.ipynb #c3c36b1f
+LARGE = 100_000 # rows that are worth a second thread
+
+def _read(file: Path, first: int, last: int) -> pa.Table:
+    "Rows of a copy, by their numbers"
+    import adbc_driver_sqlite.dbapi as adbc
+    with adbc.connect(address(file, "ro", immutable=True)) as c, c.cursor() as cursor:
+        cursor.execute(f"SELECT * FROM t WHERE rowid = 1 UNION ALL SELECT * FROM t WHERE rowid BETWEEN {int(first)} AND {int(last)}")  # noqa: S608  numbers
+        return cursor.fetch_arrow_table().slice(1)
+
+# %% ../../nbs/core/store.ipynb #04e20ee9
 @singledispatch
 def fetch(store: Store,     # where to read
           query: sa.Select[Any], # without order: rows come in no particular one
           ) -> pa.Table:    # one column for each selected one
     "All rows of `query` as Arrow columns"
-    import adbc_driver_sqlite.dbapi as adbc
-    with tempfile.TemporaryDirectory(prefix="mlnb-") as folder:
-        _copy(store, query, file := Path(folder) / "rows.db")
-        with adbc.connect(address(file, "ro", immutable=True)) as c, c.cursor() as cursor:
-            cursor.execute("SELECT * FROM t")
-            return cursor.fetch_arrow_table().slice(1).rename_columns([c.name for c in query.selected_columns])
+    from concurrent.futures import ThreadPoolExecutor
+
+    import pyarrow as pa
+    with tempfile.TemporaryDirectory(prefix="mlnb-") as folder, ThreadPoolExecutor(2) as pool:
+        n = _copy(store, query, file := Path(folder) / "rows.db")
+        if n <= LARGE: read = [_read(file, 2, n)]
+        else: read = list(pool.map(partial(_read, file), (2, n // 2 + 1), (n // 2, n)))
+    return pa.concat_tables(read).rename_columns([c.name for c in query.selected_columns])
