@@ -1034,7 +1034,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlnb.deploy.hot.Front.__call__': ('deploy/hot.html#front.__call__', 'mlnb/deploy/hot.py'),
                                  'mlnb.deploy.hot.Front.close': ('deploy/hot.html#front.close', 'mlnb/deploy/hot.py'),
                                  'mlnb.deploy.hot.Lane': ('deploy/hot.html#lane', 'mlnb/deploy/hot.py'),
-                                 'mlnb.deploy.hot.Lane.__post_init__': ('deploy/hot.html#lane.__post_init__', 'mlnb/deploy/hot.py'),
                                  'mlnb.deploy.hot.Lane.close': ('deploy/hot.html#lane.close', 'mlnb/deploy/hot.py'),
                                  'mlnb.deploy.hot.Waiting': ('deploy/hot.html#waiting', 'mlnb/deploy/hot.py'),
                                  'mlnb.deploy.hot._aside': ('deploy/hot.html#_aside', 'mlnb/deploy/hot.py'),

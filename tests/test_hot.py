@@ -134,6 +134,13 @@ def test_tensors_are_read_as_the_general_way_reads_them(matrix: bool, strict: bo
     assert 200 < taken < 3900
 
 
+def test_single_precision_that_is_spelled_with_escapes_has_its_limits() -> None:
+    decoder = Decoder(Schema.capture(frame()[["wind"]]))
+    def body(kind: str, value: str) -> bytes: return f'{{"inputs": [{{"name": "wind", "datatype": "{kind}", "shape": [1], "data": [{value}]}}]}}'.encode()
+    assert decoder.tensors(body("FP64", "1e39")) is not None and decoder.tensors(body("\\u0046P32", "3")) is not None
+    assert decoder.tensors(body("FP32", "1e39")) is None and decoder.tensors(body("\\u0046P32", "1e39")) is None
+
+
 def test_a_rollout_and_a_strict_deployment_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dep = make(tmp_path / "work", 2, strict=True)
     with serving.serve(dep) as server:

@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 import mlnb
-from mlnb.core import postgres, store as st
+from mlnb.core import outcomes, postgres, store as st, windows
 from mlnb.core.errors import ArtefactError, MissingExtra, NotFound, ParameterError, WorkspaceError
 from mlnb.core.events import log_predictions, tables
 from mlnb.core.exposures import read_exposed, read_shadowed
@@ -94,7 +94,7 @@ def life(ws):
     say["labelled"], say["as of"], say["summary"] = dep.labelled(), dep.labelled(as_of="2013-02-01"), dep.feedback_summary()
     say["drift"] = dep.drift("2013-02-01", "2013-03-01").table()
     say["performance"] = dep.performance("2013-01-01", "2013-03-01", chunk="7D").table()
-    say["outcomes"] = dep.record_outcomes({"unit": ["u1", "u2"], "revenue": [3.5, np.nan], "at": ["2013-02-01"] * 2}), mlnb.core.outcomes.outcomes(dep)
+    say["outcomes"] = dep.record_outcomes({"unit": ["u1", "u2"], "revenue": [3.5, np.nan], "at": ["2013-02-01"] * 2}), outcomes.outcomes(dep)
     say["scored"] = dep.score(X.head(100), ws.path / "scored.parquet", at="when", progress=False).read().drop(columns="id")
     say["precomputed"] = dep.precompute(X.assign(key=range(n)), "key", at="when", log=False, progress=False), dep.precompute(X.head(5).assign(key=range(5)), "key", at="when", log=False, progress=False)
     say["lookup"] = {k: v for k, v in dep.lookup(7).items() if k not in ("id", "computed_at", "age_seconds")}
@@ -310,7 +310,7 @@ def test_rows_that_appear_late_are_counted(ws):
     late, entered = ws.store.append(), threading.Event()
     def look():
         entered.set()
-        return mlnb.core.windows.window_profile(dep, dep.champion)[1]
+        return windows.window_profile(dep, dep.champion)[1]
     with late as c, ThreadPoolExecutor(1) as pool:
         add(c, "early number")
         with ws.store.append() as other: add(other, "late number")

@@ -93,7 +93,7 @@ def _tensor(place: int, name: str, datatypes: tuple[str, ...], of: Any) -> Any: 
     fields: list[tuple[Any, ...]] = [("datatype", Literal[datatypes]), ("shape", list[int]), ("data", list[of]), ("parameters", _None | None, None)]  # type: ignore[valid-type]
     return msgspec.defstruct(f"Tensor{place}", cast(Any, fields), tag_field="name", tag=name, namespace={"place": place}, gc=False)
 
-def _inference(schema: Schema, types: list[Any], strict: bool) -> Any:
+def _inference(schema: Schema, types: list[Any]) -> Any: # types: of the values of each column
     "The type of an inference request"
     kinds = [datatype(c) for c in schema.columns]
     tensors = [_tensor(i, c.name, (k, "FP32") if k == "FP64" else (k,), t) for i, (c, k, t) in enumerate(zip(schema.columns, kinds, types, strict=True))]
@@ -141,7 +141,7 @@ class Decoder:
         whole = msgspec.defstruct("Request", [("records", row | list[row]), ("at", _Times, None), ("unit", _Units, None), ("ids", _Ids, None)], forbid_unknown_fields=True)  # type: ignore[valid-type]
         self.simple: Any = msgspec.json.Decoder(row | list[row])  # type: ignore[valid-type]
         self.whole: Any = msgspec.json.Decoder(whole)
-        self.inference: Any = msgspec.json.Decoder(_inference(schema, types, strict))
+        self.inference: Any = msgspec.json.Decoder(_inference(schema, types))
         self.width = len(schema)
 
     def records(self, body: bytes) -> Asked | None: # None: anything odd
@@ -155,5 +155,5 @@ class Decoder:
 
     def tensors(self, body: bytes) -> Asked | None: # None: anything odd
         "Read an inference request"
-        try: return _tensors(self.inference.decode(body), self.width, b"FP32" in body)
+        try: return _tensors(self.inference.decode(body), self.width, b"FP32" in body or b"\\" in body)
         except (ValueError, RecursionError): return None

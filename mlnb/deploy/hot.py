@@ -54,9 +54,7 @@ class Lane:
     company: float = 1.                  # requests in a large batch, of late
     timer: Any = None                    # runs while a batch waits for company
     loop: Any = field(default_factory=asyncio.get_running_loop)
-    key: int = field(init=False)         # of the deployment
 
-    def __post_init__(self) -> None: self.key = self.dep.id
     def close(self) -> None: self.journal.close(); self.aside.close()
 
 # %% ../../nbs/deploy/hot.ipynb #888c65f9
@@ -66,7 +64,7 @@ def current(lane: Lane,
             ask: bool = False,      # even if that takes a while
             ) -> Prepared | None:
     "What answers now"
-    now = (journal.ask if ask else journal.state)(lane.key)
+    now = (journal.ask if ask else journal.state)(lane.dep.id)
     if now.rollout: lane.tried, lane.ready = -1, None
     elif now.champion != lane.tried:
         version = registry.version_by_id(lane.dep.ws, now.champion)
@@ -146,7 +144,7 @@ async def heard(lane: Lane) -> None:
 
 def listening(lane: Lane) -> Lane: # the same
     "Ask again, if it is time to"
-    if lane.journal.waits and lane.journal.due(lane.key): lane.hearing = asyncio.ensure_future(heard(lane))
+    if lane.journal.waits and lane.journal.due(lane.dep.id): lane.hearing = asyncio.ensure_future(heard(lane))
     return lane
 
 # %% ../../nbs/deploy/hot.ipynb #01aeb00a
@@ -254,6 +252,6 @@ async def tabled(front: Front, scope: Scope, send: Any) -> bool: # was it answer
     "Answer with what was computed beforehand"
     wanted = looked_up(scope["path"])
     lane = await lane_of(front, wanted[0]) if wanted is not None else None
-    if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.key).deployments != 1): return False
+    if wanted is None or lane is None or lane.journal.waits or (wanted[0] is None and not lane.alone and lane.journal.state(lane.dep.id).deployments != 1): return False
     if (out := found(lane, wanted[1])) is not None: await deliver_to(send, out)
     return out is not None

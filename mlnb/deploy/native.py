@@ -165,10 +165,8 @@ def _certify(version: ModelVersion, file: Path) -> Verdict: # raises Uncompiled,
 def prepare(version: ModelVersion, rows: int) -> bool: # is machine code used from now on?
     "Compile a version if a job of so many rows repays it"
     try:
-        if not pays(version, rows): return adopt(version)  # somebody may have compiled it for a longer one
-        file = cache() / f"{name_of(version)}.so"
-        if not file.with_suffix(".json").exists() and not (v := _certify(version, file)).certified: log.warning("the machine code of %s is refused: %s", version.label, v.why)
-    except (MlnbError, OSError) as e:
-        log.debug("%s is not compiled: %s", version.label, e)
-        return False
-    return adopt(version)
+        if pays(version, rows):
+            file = cache() / f"{name_of(version)}.so"
+            if not file.with_suffix(".json").exists() and not (v := _certify(version, file)).certified: log.warning("the machine code of %s is refused: %s", version.label, v.why)
+    except (MlnbError, OSError) as e: log.debug("%s is not compiled: %s", version.label, e)
+    return adopt(version)  # somebody may have compiled it for a longer job

@@ -9,14 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
-from types import MappingProxyType
 from typing import Any
 
 from ..core import errors
@@ -54,7 +53,7 @@ def work(folder: str) -> None:
 # %% ../../nbs/deploy/workers.ipynb #9d59b08d
 class Worker:
     "A process that answers parts"
-    def __init__(self, folder: Path, env: Mapping[str, str] = MappingProxyType({})): # env: what it needs to open the workspace
+    def __init__(self, folder: Path, env: dict[str, str]): # env: what opening the workspace takes
         one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with open(folder / "workers.log", "ab") as errors_go:
             self.process = subprocess.Popen(  # noqa: S603  ourselves
